@@ -1,0 +1,365 @@
+"""Budgets: how many cells a sample may keep, and which ones that are."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from adaptok.errors import BudgetError
+from adaptok.routing import Routing
+
+Amount = float | Sequence[float] | Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Budget:
+    """How many cells a sample keeps: a fraction, a count, or a tail drop.
+
+    At most one of the three is given; with none of them the router's own threshold decides
+    (the natural budget). Each is one number, or one per sample.
+
+    Args:
+        keep: fraction of the cells to keep, in (0, 1]; the count is
+            `max(1, floor(keep * n + 0.5))`, exactly.
+        tokens: number of cells to keep, at least 1, exactly.
+        drop: fraction of the naturally kept cells to drop, in [0, 1): of a sample's `k` kept
+            cells, the `floor(drop * k)` with the lowest keep probability go.
+
+    Raises:
+        BudgetError: two of them came, or a value is out of range or not finite.
+
+    Example:
+        >>> Budget(keep=0.25).count(10)
+        3
+        >>> Budget(keep=1.5)
+        Traceback (most recent call last):
+            ...
+        adaptok.errors.BudgetError: keep is a fraction in (0, 1], got 1.5
+    """
+
+    keep: Amount | None = None
+    tokens: Amount | None = None
+    drop: Amount | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("keep", "tokens", "drop") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise BudgetError(f"{' and '.join(given)} exclude each other: give one of them")
+        for name in given:
+            check_amount(name, getattr(self, name))
+
+    @property
+    def is_natural(self) -> bool:
+        """Whether the router's own threshold decides."""
+        return self.keep is None and self.tokens is None and self.drop is None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the number of kept cells is known before the router has run."""
+        return self.keep is not None or self.tokens is not None
+
+    def count(self, num_cells: int) -> int:
+        """Return the one number of cells that every sample keeps.
+
+        Args:
+            num_cells: number of cells of a sample (`n`).
+
+        Returns:
+            The exact count.
+
+        Raises:
+            BudgetError: the budget has no exact count, or not the same one for all samples.
+        """
+        if not self.is_exact:
+            raise BudgetError(
+                f"an exact count needs keep= or tokens=, got {self.describe()}: with a natural "
+                "budget or drop= the count depends on the image"
+            )
+        amount = self.keep if self.keep is not None else self.tokens
+        values = [float(value) for value in listed(amount)]
+        if len(set(values)) != 1:
+            raise BudgetError(
+                f"every sample needs the same count here, got {self.describe()}: give one number"
+            )
+        if self.keep is not None:
+            return max(1, math.floor(values[0] * num_cells + 0.5))
+        check_room(values[0], num_cells)
+        return int(values[0])
+
+    def describe(self) -> str:
+        """Say in words what the budget is."""
+        for field in fields(self):
+            amount = getattr(self, field.name)
+            if amount is not None:
+                values = [round(float(value), 4) for value in listed(amount)]
+                return f"{field.name}={values[0] if len(values) == 1 else values}"
+        return "the natural budget"
+
+
+def check_amount(name: str, amount: Amount) -> None:
+    """Raise a `BudgetError` unless each value of an amount is in the range of its kind."""
+    if isinstance(amount, Tensor):
+        if amount.ndim > 1:
+            raise BudgetError(f"{name} is one number or one per sample, got {tuple(amount.shape)}")
+        if torch.compiler.is_compiling():
+            return  # reading values would cut the graph; the range was the caller's to check
+    for value in listed(amount):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise BudgetError(f"{name} is a number or one per sample, got {value!r}") from None
+        if name == "keep" and not 0.0 < number <= 1.0:
+            raise BudgetError(f"keep is a fraction in (0, 1], got {number:g}")
+        if name == "drop" and not 0.0 <= number < 1.0:
+            raise BudgetError(f"drop is a fraction in [0, 1), got {number:g}")
+        if name == "tokens" and (not math.isfinite(number) or number < 1 or number != int(number)):
+            raise BudgetError(f"tokens is a whole number of at least 1, got {number:g}")
+
+
+def check_room(tokens: float, num_cells: int) -> None:
+    """Raise a `BudgetError` if more tokens are asked for than there are cells."""
+    if tokens > num_cells:
+        raise BudgetError(
+            f"tokens={int(tokens)} is more than the {num_cells} cells of the grid: "
+            f"give at most {num_cells}"
+        )
+
+
+def listed(amount: Amount | None) -> list[float]:
+    """Return the values of an amount as a list of one or more."""
+    if amount is None:
+        return []
+    if isinstance(amount, Tensor):
+        values: list[float] = amount.detach().flatten().tolist()
+        return values
+    if isinstance(amount, Sequence):
+        if not amount:
+            raise BudgetError("a budget per sample needs at least one number, got none")
+        return list(amount)
+    return [amount]
+
+
+def spread_amount(amount: Amount, b: int, device: torch.device) -> Float[Tensor, " b"]:
+    """Return an amount as one float32 value per sample, on a device."""
+    values = torch.as_tensor(amount, dtype=torch.float32, device=device)
+    if values.ndim == 1 and values.shape[0] not in (1, b):
+        raise BudgetError(
+            f"one value per sample means {b} values here, got {values.shape[0]}: "
+            "give one number or one per sample"
+        )
+    return values.expand(b)
+
+
+def count_kept(budget: Budget, natural: Int[Tensor, " b"], num_cells: int) -> Int[Tensor, " b"]:
+    """Return how many cells each sample keeps under a budget.
+
+    Args:
+        budget: the budget.
+        natural: number of cells that the router keeps of itself, `(b)`.
+        num_cells: number of cells of a sample (`n`).
+
+    Returns:
+        Counts of at least 1, `(b)`.
+
+    Raises:
+        BudgetError: there are not as many values as samples, or more tokens than cells.
+
+    Example:
+        >>> count_kept(Budget(drop=0.3), torch.tensor([10, 7, 0]), 16)
+        tensor([7, 5, 1])
+    """
+    b, device = natural.shape[0], natural.device
+    if budget.keep is not None:
+        if isinstance(budget.keep, Tensor):
+            wanted = spread_amount(budget.keep, b, device) * num_cells + 0.5
+            return wanted.floor().long().clamp(1, num_cells)
+        # Python's own double precision, so that a number and Budget.count agree
+        exact = [max(1, math.floor(v * num_cells + 0.5)) for v in listed(budget.keep)]
+        return spread_amount(exact, b, device).long()
+    if budget.tokens is not None:
+        if not torch.compiler.is_compiling():
+            check_room(max(listed(budget.tokens)), num_cells)
+        return spread_amount(budget.tokens, b, device).long().clamp(1, num_cells)
+    if budget.drop is not None:
+        dropped = (spread_amount(budget.drop, b, device) * natural.float()).floor().long()
+        return (natural - dropped).clamp(min=1)
+    return natural.clamp(min=1)
+
+
+def apply_budget(routing: Routing, budget: Budget) -> Routing:
+    """Decide which cells are kept.
+
+    Cells are ranked by keep probability; among equal ones the lower index comes first. A
+    sample always keeps at least one cell: its most probable one if nothing is above the
+    threshold.
+
+    Args:
+        routing: what the router said.
+        budget: how many cells to keep.
+
+    Returns:
+        The routing with its `keep_mask`.
+
+    Raises:
+        BudgetError: the router only ranks, and the budget needs a natural count; or the
+            budget does not fit the batch.
+
+    Example:
+        >>> routing = Routing(torch.tensor([[0.9, 0.6, 0.7, 0.1]]))
+        >>> apply_budget(routing, Budget(tokens=2)).keep_mask
+        tensor([[ True, False,  True, False]])
+    """
+    prob = routing.keep_prob.detach()
+    b, n = prob.shape
+    natural_mask = routing.natural_mask
+    if natural_mask is None:
+        if not budget.is_exact:
+            raise BudgetError(
+                "this router only ranks cells, it has no threshold: give keep= or tokens=, "
+                f"got {budget.describe()}"
+            )
+        return routing.with_keep_mask(
+            rank_cells(prob)
+            < count_kept(budget, torch.zeros(b, dtype=torch.long, device=prob.device), n)[:, None]
+        )
+    natural = natural_mask.sum(1)
+    counts = count_kept(budget, natural, n)
+    if budget.is_exact:
+        return routing.with_keep_mask(rank_cells(prob) < counts[:, None])
+    if budget.is_natural:
+        best = torch.arange(n, device=prob.device) == prob.argmax(1, keepdim=True)
+        return routing.with_keep_mask(natural_mask | (best & (natural == 0)[:, None]))
+    return routing.with_keep_mask(rank_cells(prob, first=natural_mask) < counts[:, None])
+
+
+def rank_cells(
+    prob: Float[Tensor, "b n"], first: Bool[Tensor, "b n"] | None = None
+) -> Int[Tensor, "b n"]:
+    """Return each cell's place in its sample, the most probable one first, ties by index.
+
+    Args:
+        prob: keep probability, `(b n)`.
+        first: cells that come before all others, whatever their probability, `(b n)`.
+
+    Returns:
+        Places from 0 to n - 1, `(b n)`.
+    """
+    order = prob.argsort(dim=1, descending=True, stable=True)
+    if first is not None:
+        later = (~first).gather(1, order).to(torch.uint8)
+        order = order.gather(1, later.argsort(dim=1, stable=True))
+    places = torch.arange(prob.shape[1], device=prob.device).expand_as(order)
+    return torch.empty_like(order).scatter(1, order, places)
+
+
+def select_cells(prob: Float[Tensor, "b n"], count: int) -> Int[Tensor, "b m"]:
+    """Return the flat indices of the `count` most probable cells, in ascending order."""
+    order = prob.argsort(dim=1, descending=True, stable=True)
+    return order[:, :count].sort(dim=1).values
+
+
+class Budgeted(nn.Module):
+    """A module whose number of kept cells `set_budget` can change.
+
+    The setting is configuration like a module's train mode, not a result of a forward pass.
+    """
+
+    budget_setting: Budget = Budget()
+
+
+def merge_budget(
+    setting: Budget,
+    *,
+    keep: Amount | None = None,
+    tokens: Amount | None = None,
+    drop: Amount | None = None,
+) -> Budget:
+    """Return the budget of one call: what the call says, else what was set before."""
+    called = Budget(keep=keep, tokens=tokens, drop=drop)
+    return setting if called.is_natural else called
+
+
+def set_budget(
+    model: nn.Module,
+    *,
+    keep: Amount | None = None,
+    tokens: Amount | None = None,
+    drop: Amount | None = None,
+) -> None:
+    """Set how many cells an adaptive model keeps from now on; nothing given: natural.
+
+    Args:
+        model: a model with adaptive parts.
+        keep: fraction of the cells, one number or one per sample.
+        tokens: exact count, one number or one per sample.
+        drop: tail-drop fraction, one number or one per sample.
+
+    Raises:
+        BudgetError: the model has no adaptive part, or the budget is not valid.
+
+    Example:
+        >>> import adaptok
+        >>> config = adaptok.DCDiTConfig(hidden_size=64, depth=1, num_heads=2, latent_size=8)
+        >>> model = adaptok.DCDiT(config)
+        >>> set_budget(model, keep=0.5)
+        >>> model.budget_setting.describe()
+        'keep=0.5'
+    """
+    chosen = Budget(keep=keep, tokens=tokens, drop=drop)
+    for part in find_budgeted(model):
+        part.budget_setting = chosen
+
+
+@contextmanager
+def budget(
+    model: nn.Module,
+    *,
+    keep: Amount | None = None,
+    tokens: Amount | None = None,
+    drop: Amount | None = None,
+) -> Iterator[nn.Module]:
+    """Set a budget for the calls inside a `with` block, and restore the old one after it.
+
+    Args:
+        model: a model with adaptive parts.
+        keep: fraction of the cells, one number or one per sample.
+        tokens: exact count, one number or one per sample.
+        drop: tail-drop fraction, one number or one per sample.
+
+    Yields:
+        The model.
+
+    Raises:
+        BudgetError: the model has no adaptive part, or the budget is not valid.
+
+    Example:
+        >>> import adaptok
+        >>> config = adaptok.DCDiTConfig(hidden_size=64, depth=1, num_heads=2, latent_size=8)
+        >>> model = adaptok.DCDiT(config)
+        >>> with budget(model, drop=0.3):
+        ...     model.budget_setting.describe()
+        'drop=0.3'
+    """
+    parts = find_budgeted(model)
+    before = [part.budget_setting for part in parts]
+    set_budget(model, keep=keep, tokens=tokens, drop=drop)
+    try:
+        yield model
+    finally:
+        for part, setting in zip(parts, before, strict=True):
+            part.budget_setting = setting
+
+
+def find_budgeted(model: nn.Module) -> list[Budgeted]:
+    """Return the parts of a model that take a budget, or raise if it has none."""
+    parts = [module for module in model.modules() if isinstance(module, Budgeted)]
+    if not parts:
+        raise BudgetError(
+            f"{type(model).__name__} has no adaptive part that takes a budget: "
+            "wrap it, or use a model such as adaptok.DCDiT"
+        )
+    return parts

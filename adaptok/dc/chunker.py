@@ -1,0 +1,167 @@
+"""The chunker of DC-DiT: kept cells become tokens, the nearest one stands for each cell."""
+
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from adaptok.budgets import Budget, apply_budget, rank_cells, select_cells
+from adaptok.chunking import (
+    LAYOUTS,
+    Chunker,
+    ChunkPlan,
+    Layout,
+    Provenance,
+    gather_cells,
+    gather_kept,
+)
+from adaptok.dc.nearest import find_nearest, reach_of
+from adaptok.errors import BudgetError, ConfigError, ShapeError
+from adaptok.routing import Routing
+from adaptok.tokens import Grid, Tokens
+
+T = TypeVar("T")
+
+
+class DCChunker(Chunker):
+    """Keeps the cells that routing and budget choose.
+
+    Args:
+        layout: `"packed"` runs exact counts in one run of tokens; `"bucketed"` fills each
+            sample up to a bucket with its own next most probable cells; `"fixed"` keeps the
+            same exact count of every sample, with static shapes.
+        buckets: number of counts that the bucketed layout allows, from one bucket to all cells.
+
+    Raises:
+        ConfigError: the layout is unknown, or there are no buckets.
+        BudgetError: (when called) the fixed layout got a budget without one exact count.
+
+    Example:
+        >>> tokens = Tokens(torch.randn(2, 16, 8), grid=(4, 4))
+        >>> kept, plan = DCChunker("fixed")(tokens, Routing(torch.rand(2, 16)), Budget(keep=0.25))
+        >>> kept.x.shape
+        torch.Size([2, 4, 8])
+
+    Paper: DC-DiT, arXiv 2603.06351.
+    """
+
+    def __init__(self, layout: Layout = "packed", buckets: int = 16) -> None:
+        super().__init__()
+        if layout not in LAYOUTS:
+            raise ConfigError(f"layout is one of {', '.join(LAYOUTS)}, got {layout!r}")
+        if buckets < 1:
+            raise ConfigError(f"buckets is at least 1, got {buckets}")
+        self.layout: Layout = layout
+        self.buckets = buckets
+
+    def extra_repr(self) -> str:
+        """Show the layout."""
+        buckets = f", buckets={self.buckets}" if self.layout == "bucketed" else ""
+        return f"layout={self.layout!r}{buckets}"
+
+    def forward(self, tokens: Tokens, routing: Routing, budget: Budget) -> tuple[Tokens, ChunkPlan]:
+        """Keep the chosen cells (see `Chunker.forward`)."""
+        if tokens.grid is None or tokens.is_packed or tokens.cells is not None:
+            raise ShapeError("this chunker takes dense tokens, one per cell of a known grid")
+        if tuple(routing.keep_prob.shape) != tuple(tokens.x.shape[:2]):
+            raise ShapeError(
+                f"the routing has the shape {tuple(routing.keep_prob.shape)} and the tokens "
+                f"{tuple(tokens.x.shape[:2])}: one probability per cell is needed"
+            )
+        if self.layout == "fixed":
+            return chunk_fixed(tokens, routing, budget)
+        routing = apply_budget(routing, budget)
+        return chunk_ragged(tokens, routing, self.buckets if self.layout == "bucketed" else None)
+
+
+def chunk_ragged(
+    tokens: Tokens, routing: Routing, buckets: int | None = None
+) -> tuple[Tokens, ChunkPlan]:
+    """Keep the cells of a mask, packed into one run.
+
+    Args:
+        tokens: dense tokens, one per grid cell.
+        routing: routing with its `keep_mask`.
+        buckets: fill each sample up to a count of so many possible ones with its own next
+            most probable cells; None keeps exactly the mask.
+
+    Returns:
+        Packed tokens and their plan.
+    """
+    grid, keep_mask = required(tokens.grid), required(routing.keep_mask)
+    if buckets is not None:
+        keep_mask = fill_buckets(routing.keep_prob.detach(), keep_mask, buckets)
+    # the one wait for the device: counts and reach in one transfer
+    numbers = torch.cat([keep_mask.sum(1), reach_of(keep_mask, grid)[None]]).tolist()
+    lengths, reach = tuple(numbers[:-1]), numbers[-1]
+    kept = gather_kept(tokens, keep_mask, lengths)
+    plan = ChunkPlan(
+        grid,
+        "packed" if buckets is None else "bucketed",
+        routing,
+        keep_mask,
+        required(kept.cells),
+        trace_cells(keep_mask, grid, reach),
+        kept.batch,
+        kept.ptr,
+        lengths,
+    )
+    return kept, plan
+
+
+def chunk_fixed(tokens: Tokens, routing: Routing, budget: Budget) -> tuple[Tokens, ChunkPlan]:
+    """Keep the same exact count of every sample; nothing waits for the device.
+
+    Args:
+        tokens: dense tokens, one per grid cell.
+        routing: what the router said of them.
+        budget: `keep=` or `tokens=`, one number for all samples.
+
+    Returns:
+        Dense tokens `(b m d)` and their plan.
+
+    Raises:
+        BudgetError: the budget has no one exact count.
+    """
+    grid = required(tokens.grid)
+    b, n = routing.keep_prob.shape
+    try:
+        count = budget.count(n)
+    except BudgetError as error:
+        raise BudgetError(
+            f'layout "fixed" runs the same count for every sample: {error}, or choose layout '
+            '"packed" or "bucketed"'
+        ) from None
+    cells = select_cells(routing.keep_prob.detach(), count)
+    keep_mask = torch.zeros(b, n, dtype=torch.bool, device=cells.device).scatter(1, cells, True)
+    plan = ChunkPlan(
+        grid,
+        "fixed",
+        routing.with_keep_mask(keep_mask),
+        keep_mask,
+        cells,
+        trace_cells(keep_mask, grid, None),
+    )
+    return gather_cells(tokens, cells), plan
+
+
+def fill_buckets(prob: Tensor, keep_mask: Bool[Tensor, "b n"], buckets: int) -> Bool[Tensor, "b n"]:
+    """Round each sample's count up to a bucket, with its own next most probable cells."""
+    n = prob.shape[1]
+    step = -(-n // buckets)
+    counts = ((keep_mask.sum(1) + step - 1) // step * step).clamp(max=n)
+    return rank_cells(prob, first=keep_mask) < counts[:, None]
+
+
+def trace_cells(keep_mask: Bool[Tensor, "b n"], grid: Grid, reach: int | None) -> Provenance:
+    """Return for each cell the token of its nearest kept cell."""
+    nearest = find_nearest(keep_mask, grid, reach)
+    token_of_cell = keep_mask.cumsum(1) - 1
+    return Provenance(token_of_cell.gather(1, nearest))
+
+
+def required(value: T | None) -> T:
+    """Return a value that the caller has made sure of."""
+    assert value is not None
+    return value

@@ -1,0 +1,59 @@
+"""Fixed sine-cosine codes of grid cells."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from adaptok.tokens import Grid
+
+MAX_PERIOD = 10_000.0
+
+
+def encode_coordinates(position: Float[Tensor, " n"], width: int) -> Float[Tensor, "n d"]:
+    """Return sines, then cosines of positions at geometrically falling frequencies.
+
+    Args:
+        position: positions along one axis, in cells, `(n)`.
+        width: features of the code, even.
+
+    Returns:
+        The code, float32, `(n d)`.
+    """
+    steps = torch.arange(width // 2, dtype=torch.float64, device=position.device)
+    frequency = MAX_PERIOD ** (-steps / (width / 2))
+    angle = position.double()[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
+def encode_grid(
+    grid: Grid, width: int, device: torch.device | str | None = None
+) -> Float[Tensor, "n d"]:
+    """Return the position codes of all cells of a two-dimensional grid.
+
+    The first half of a code is of the column, the second of the row.
+
+    Args:
+        grid: `(h, w)`.
+        width: features of a token, a multiple of 4.
+        device: where to make them.
+
+    Returns:
+        Codes, `(h * w, width)`.
+
+    Example:
+        >>> encode_grid((2, 3), 8).shape
+        torch.Size([6, 8])
+
+    Paper: Peebles and Xie, Scalable Diffusion Models with Transformers, 2023.
+    """
+    h, w = grid
+    of_row = encode_coordinates(torch.arange(h, device=device).float(), width // 2)
+    of_column = encode_coordinates(torch.arange(w, device=device).float(), width // 2)
+    return torch.cat([of_column.repeat(h, 1), of_row.repeat_interleave(w, 0)], dim=1)
+
+
+def take_positions(
+    codes: Float[Tensor, "n d"], cells: Int[Tensor, " t"] | Int[Tensor, "b m"]
+) -> Tensor:
+    """Return the codes of kept tokens, of their original cells."""
+    return codes[cells]

@@ -1,0 +1,128 @@
+"""Convolutional encoder and decoder around the blocks, and the embedders."""
+
+import math
+from itertools import pairwise
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+MOST_GROUPS = 32
+NORM_EPS = 1e-5
+FREQUENCY_FEATURES = 256
+FREQUENCY_PERIOD = 10_000.0
+
+
+def count_groups(width: int) -> int:
+    """Return the largest number of norm groups up to 32 that divides a width."""
+    return max(groups for groups in range(1, MOST_GROUPS + 1) if width % groups == 0)
+
+
+class ConvBlock(nn.Module):
+    """Two norm-activation-convolution steps with the condition between them, and a skip.
+
+    Args:
+        width_in: channels that come in.
+        width_out: channels that go out; the inner width is the smaller of the two.
+        width_condition: features of the condition.
+    """
+
+    def __init__(self, width_in: int, width_out: int, width_condition: int) -> None:
+        super().__init__()
+        inner = min(width_in, width_out)
+        self.norm1 = nn.GroupNorm(count_groups(width_in), width_in)
+        self.conv1 = nn.Conv2d(width_in, inner, 3, padding=1)
+        self.condition = nn.Sequential(nn.SiLU(), nn.Linear(width_condition, inner))
+        self.norm2 = nn.GroupNorm(count_groups(inner), inner)
+        self.conv2 = nn.Conv2d(inner, width_out, 3, padding=1)
+        self.skip: nn.Module = nn.Identity()
+        if width_in != width_out:
+            self.skip = nn.Conv2d(width_in, width_out, 1)
+        self.activation = nn.SiLU()
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b d"]
+    ) -> Float[Tensor, "b c_out h w"]:
+        """Convolve a grid under a condition."""
+        y = self.conv1(self.activation(self.norm1(x)))
+        y = y + self.condition(condition)[:, :, None, None]
+        y = self.conv2(self.activation(self.norm2(y)))
+        out: Tensor = y + self.skip(x)
+        return out
+
+
+class ConvStack(nn.Module):
+    """Conv blocks and a norm over channels: the encoder and the decoder.
+
+    Args:
+        widths: channels in front of, between and behind the blocks.
+        width_condition: features of the condition.
+
+    Example:
+        >>> encoder = ConvStack((16, 16, 64), width_condition=64)
+        >>> encoder(torch.randn(2, 16, 4, 6), torch.randn(2, 64)).shape
+        torch.Size([2, 24, 64])
+    """
+
+    def __init__(self, widths: tuple[int, ...], width_condition: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ConvBlock(a, b, width_condition) for a, b in pairwise(widths))
+        self.norm = nn.RMSNorm(widths[-1], eps=NORM_EPS)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b d"]
+    ) -> Float[Tensor, "b n d"]:
+        """Convolve a grid and return its cells as tokens."""
+        for block in self.blocks:
+            x = block(x, condition)
+        tokens: Tensor = self.norm(rearrange(x, "b d h w -> b (h w) d"))
+        return tokens
+
+
+class TimestepEmbedder(nn.Module):
+    """Diffusion time to a vector: frequencies, then two linear layers.
+
+    Args:
+        width: features of the vector.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(FREQUENCY_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, t: Float[Tensor, " b"] | Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Embed the time of each sample."""
+        vector: Tensor = self.mlp(encode_time(t).to(next(self.mlp.parameters()).dtype))
+        return vector
+
+
+def encode_time(
+    t: Float[Tensor, " b"] | Int[Tensor, " b"], features: int = FREQUENCY_FEATURES
+) -> Float[Tensor, "b e"]:
+    """Return cosines, then sines of times at geometrically falling frequencies."""
+    half = features // 2
+    steps = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequency = torch.exp(-math.log(FREQUENCY_PERIOD) * steps / half)
+    angle = t.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class LabelEmbedder(nn.Module):
+    """A vector per class, and one more for no class (the null class, the last row).
+
+    Args:
+        num_classes: classes without the null class.
+        width: features of the vector.
+    """
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, y: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Embed the label of each sample."""
+        vector: Tensor = self.table(y)
+        return vector

@@ -1,0 +1,50 @@
+"""Everything that adaptok raises on purpose.
+
+Each error is an `AdaptokError` and also the built-in error that fits, so that both
+`except AdaptokError` and `except ValueError` catch it. A message says what came, what is
+needed, and what to do.
+"""
+
+
+class AdaptokError(Exception):
+    """The root of all errors that adaptok raises on purpose."""
+
+
+class ShapeError(AdaptokError, ValueError):
+    """A tensor has the wrong number of axes or the wrong length along one of them."""
+
+
+class DtypeError(AdaptokError, TypeError):
+    """A tensor has a dtype that the operation cannot take."""
+
+
+class DeviceError(AdaptokError, RuntimeError):
+    """Tensors that must lie on one device lie on several."""
+
+
+class LabelError(AdaptokError, ValueError):
+    """A class label lies outside the classes of the model."""
+
+
+class BudgetError(AdaptokError, ValueError):
+    """A budget is out of range, contradicts itself, or does not fit the layout."""
+
+
+class ConfigError(AdaptokError, ValueError):
+    """A configuration has an unknown key, a value out of range, or a newer version."""
+
+
+class CheckpointError(AdaptokError, ValueError):
+    """A checkpoint is missing, truncated, foreign, or belongs to another model."""
+
+
+class DataError(AdaptokError, ValueError):
+    """A data set cannot be read, is empty, or does not have the expected layout."""
+
+
+class StorageError(AdaptokError, OSError):
+    """A file could not be written; what was saved before is still there."""
+
+
+class MissingPackageError(AdaptokError, ImportError):
+    """An optional package is needed and not installed."""

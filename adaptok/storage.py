@@ -1,0 +1,155 @@
+"""Tensors and JSON on disk: written whole or not at all, read without pickle."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adaptok.errors import CheckpointError, StorageError
+
+
+@contextmanager
+def write_folder(folder: str | Path) -> Iterator[Path]:
+    """Write a folder that appears whole or not at all, also when the process is killed.
+
+    Args:
+        folder: the folder to write; one that is there already is replaced.
+
+    Yields:
+        A temporary folder beside it; write the files there. It takes the place of `folder`
+        when the block ends without an error.
+
+    Raises:
+        StorageError: the disk is full, or the place cannot be written to; what was at
+            `folder` is still there.
+    """
+    folder = Path(folder)
+    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        for path in unfinished.iterdir():
+            sync_to_disk(path)
+        replace_folder(unfinished, folder)
+        sync_to_disk(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise StorageError(
+            f"cannot write {folder}: {error}. Free some space or choose another place; what was "
+            "saved before is still there"
+        ) from error
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put one folder in the place of another; the old one is removed last."""
+    if not old.exists():
+        new.rename(old)
+        return
+    outdated = old.with_name(f".{old.name}.outdated-{os.getpid()}")
+    shutil.rmtree(outdated, ignore_errors=True)
+    old.rename(outdated)
+    new.rename(old)
+    shutil.rmtree(outdated, ignore_errors=True)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Make sure that a file or the entries of a folder have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors to a safetensors file.
+
+    Args:
+        path: the file.
+        tensors: tensors by name.
+        metadata: text by name, kept in the header.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        save_file(ready, path, dict(metadata or {}))
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read tensors from a safetensors file; no other format is ever read.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or no safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is no complete safetensors file ({error}): it may be truncated, or a "
+            "pickle, which is never loaded; save it again as safetensors"
+        ) from error
+
+
+def load_json(path: str | Path) -> dict[str, Any]:
+    """Read an object from a JSON file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        CheckpointError: the file is missing, or holds no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} needs a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def save_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write an object to a JSON file.
+
+    Args:
+        path: the file.
+        content: what `json` can write.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    try:
+        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error}") from error
