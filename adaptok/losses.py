@@ -32,8 +32,8 @@ def ratio_loss(
         ShapeError: the router has no natural mask.
 
     Example:
-        >>> ratio_loss(Routing(torch.tensor([[0.9, 0.1, 0.1, 0.1]])), target=4.0)
-        tensor(1.0333)
+        >>> ratio_loss(Routing(torch.tensor([[0.9, 0.9, 0.1, 0.1]])), target=4.0)
+        tensor(1.3333)
 
     Paper: Hwang et al., Dynamic Chunking for End-to-End Hierarchical Sequence Modeling, 2025.
     """

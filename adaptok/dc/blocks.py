@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adaptok.attention import Ragged, attend_packed
-from adaptok.dc.scaffold import NORM_EPS
+from adaptok.dc.scaffold import NORM_EPS, normalise
 from adaptok.tokens import Tokens
 
 BLOCK_NORM_EPS = 1e-6
@@ -186,8 +186,7 @@ class Backbone(nn.Module):
                 x = checkpoint(block, x, condition, ragged, use_reentrant=False)
             else:
                 x = block(x, condition, ragged)
-        out: Tensor = self.norm(x)
-        return out
+        return normalise(self.norm, x)
 
 
 RunBlocks = Callable[[Tensor, Tensor, Ragged | None], Tensor]

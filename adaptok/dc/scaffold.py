@@ -76,8 +76,13 @@ class ConvStack(nn.Module):
         """Convolve a grid and return its cells as tokens."""
         for block in self.blocks:
             x = block(x, condition)
-        tokens: Tensor = self.norm(rearrange(x, "b d h w -> b (h w) d"))
-        return tokens
+        return normalise(self.norm, rearrange(x, "b d h w -> b (h w) d"))
+
+
+def normalise(norm: nn.RMSNorm, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """Apply a norm in the precision of its weight; autocast leaves it to the caller."""
+    out: Tensor = norm(x.to(norm.weight.dtype))
+    return out
 
 
 class TimestepEmbedder(nn.Module):

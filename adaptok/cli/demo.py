@@ -1,0 +1,37 @@
+"""`adaptok demo`: the whole library in two minutes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the pictures and summary.json.")
+    ] = Path("demo"),
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FOLDER",
+            help="A shipped model or a folder of your own; it needs a router.",
+        ),
+    ] = "dcdit-emoji32",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image.")] = 0,
+    steps: Annotated[int, typer.Option(min=2, help="Sampling steps of each image.")] = 20,
+    train_steps: Annotated[
+        int, typer.Option(min=2, help="Steps of the short training run that is shown.")
+    ] = 120,
+) -> None:
+    """Show what adaptok does, in pictures. Takes about two minutes on two CPU cores.
+
+    Draws the same images under five budgets, shows where the model spends its tokens and when,
+    noises and denoises real images, trains a tiny model for a moment, and says what each budget
+    costs: tokens, operations, and measured time.
+    """
+    from adaptok.cli.settings import Tour
+    from adaptok.cli.tour import give_tour
+
+    give_tour(Tour(output=output, model=model, seed=seed, steps=steps, train_steps=train_steps))

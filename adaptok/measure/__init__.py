@@ -1,0 +1,17 @@
+"""What a forward pass costs: counted floating-point operations, and measured milliseconds."""
+
+from adaptok.measure.flops import FlopCount, count_flops, count_flops_by_part
+from adaptok.measure.latency import Timing, measure_ms
+from adaptok.measure.sampling import MeasuredSamples, StepCost, keep_fastest, measure_sampling
+
+__all__ = [
+    "FlopCount",
+    "MeasuredSamples",
+    "StepCost",
+    "Timing",
+    "count_flops",
+    "count_flops_by_part",
+    "keep_fastest",
+    "measure_ms",
+    "measure_sampling",
+]

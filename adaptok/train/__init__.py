@@ -1,0 +1,1 @@
+"""Data, training and evaluation of the reference model and its baselines."""
