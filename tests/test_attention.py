@@ -120,8 +120,18 @@ def test_varlen_agrees_with_the_loop(biased, features):
 
 
 def test_the_best_rung_is_taken():
-    assert choose_rung(torch.randn(3, 2, 8)) == "padded"
-    assert choose_rung(torch.randn(3, 2, 8, dtype=torch.bfloat16)) == "padded"
+    assert choose_rung(torch.randn(3, 2, 8)) == "loop"
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    q = torch.randn(3, 2, 8).as_subclass(OnGPU)
+    half = q.to(torch.bfloat16).as_subclass(OnGPU)
+    assert choose_rung(q) == "padded"
+    assert choose_rung(half) == "varlen"
+    wide = torch.randn(3, 2, 256, dtype=torch.float16).as_subclass(OnGPU)
+    assert choose_rung(wide) == "varlen"
+    assert choose_rung(wide, key_bias=torch.zeros(3, 2)) == "padded"
     assert RUNGS == ("varlen", "padded", "loop")
 
 

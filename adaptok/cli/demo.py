@@ -23,7 +23,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=2, help="Sampling steps of each image.")] = 20,
     train_steps: Annotated[
         int, typer.Option(min=2, help="Steps of the short training run that is shown.")
-    ] = 120,
+    ] = 100,
 ) -> None:
     """Show what adaptok does, in pictures. Takes about two minutes on two CPU cores.
 

@@ -46,9 +46,11 @@ class SampleOptions:
     device: str | None = None
 
     def describe_budget(self) -> str:
-        """Say the budget and the guidance in words."""
-        budget = Budget(keep=self.keep, tokens=self.tokens, drop=self.drop).describe()
-        words = [budget.replace("=", " ")]
+        """Say the budget and the guidance in words, or raise a `BudgetError`."""
+        Budget(keep=self.keep, tokens=self.tokens, drop=self.drop)  # refuses what is out of range
+        given = {"keep": self.keep, "tokens": self.tokens, "drop": self.drop}
+        words = [f"{name} {amount:g}" for name, amount in given.items() if amount is not None]
+        words = words or ["natural budget"]
         if self.guidance != 1.0:
             words.append(f"guidance {self.guidance:g}")
         if self.uncond_drop is not None:

@@ -17,7 +17,7 @@ from adaptok.measure import MeasuredSamples, keep_fastest, measure_sampling
 
 GUIDANCE = 1.5
 MOST_COLUMNS = 8
-TIME_FOR_SECOND_PASS = 45.0  # seconds
+TIME_FOR_SECOND_PASS = 40.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Tour:
     model: str
     seed: int = 0
     steps: int = 20
-    train_steps: int = 120
+    train_steps: int = 100
 
 
 @dataclass(frozen=True, slots=True)

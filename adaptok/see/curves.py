@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 SIZE = (1120, 640)
-PANEL = (112, 104, 968, 432)  # left, top, width, height
+PANEL = (112, 124, 968, 412)  # left, top, width, height
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +61,7 @@ def draw_kept_by_time(
     curves: Sequence[KeptCurve],
     *,
     target: float | None = None,
-    title: str = "Clean images get more tokens than noise",
+    title: str = "How many cells are kept, from noise to image",
 ) -> "matplotlib.figure.Figure":
     """Draw the kept fraction along the trajectory, mean and spread over the samples.
 
@@ -128,7 +128,15 @@ def draw_kept_by_time(
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.yaxis.set_major_formatter("{x:.0%}")
     finish_axes(axes)
-    axes.legend(fontsize=TEXT, frameon=False, loc="best")
+    axes.legend(
+        fontsize=TEXT,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(curves) + 1,
+        borderaxespad=0.2,
+        handlelength=1.6,
+    )
     return canvas.figure
 
 
@@ -162,7 +170,7 @@ def draw_loss(
         raise ShapeError(f"a curve needs one loss per step, got {len(losses)} for {len(steps)}")
     canvas = make_canvas(*SIZE)
     canvas.text(28, 22, title, size=TITLE, bold=True)
-    axes = canvas.axes(PANEL[0], PANEL[1] - 24, PANEL[2], PANEL[3] + 24)
+    axes = canvas.axes(PANEL[0], PANEL[1] - 44, PANEL[2], PANEL[3] + 44)
     axes.plot(steps, losses, color=COLOURS[0], alpha=0.35, linewidth=1, label="each step")
     axes.plot(
         steps,
@@ -176,7 +184,7 @@ def draw_loss(
     axes.set_xlabel("training step", fontsize=TEXT, color=INK)
     axes.set_ylabel("loss", fontsize=TEXT, color=INK)
     finish_axes(axes)
-    axes.legend(fontsize=TEXT, frameon=False, loc="best")
+    axes.legend(fontsize=TEXT, frameon=False, loc="upper right")
     return canvas.figure
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MARGIN, GAP, LONGEST = 28, 12, 192
 NARROWEST = 960  # the headline needs so much
-ABOVE, BELOW, LINE = 46, 36, 20
+ABOVE, BELOW, LINE = 46, 36, 23
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +140,7 @@ def draw_row(canvas: Canvas, row: SampleRow, top: int, box: tuple[int, int]) -> 
         for line, caption in enumerate(captions, start=1):
             canvas.text(
                 left + box[0] / 2,
-                top + ABOVE + box[1] + line * LINE + 2,
+                top + ABOVE + box[1] + line * LINE - 1,
                 caption,
                 size=SMALL,
                 colour=QUIET,

@@ -1,0 +1,150 @@
+"""`adaptok train`."""
+
+import inspect
+import json
+
+import pytest
+import typer
+
+from adaptok.cli.train import train as train_command
+from adaptok.cli.training import MODEL_OPTIONS, read_config
+from adaptok.dc import DCDiTConfig, DiTConfig
+from adaptok.errors import ConfigError
+from adaptok.train.config import TrainConfig
+
+TINY = [
+    "--hidden-size", 32, "--depth", 1, "--num-heads", 1, "--image-size", 16, "--objective", "flow",
+    "--batch-size", 4, "--log-every", 1,
+]  # fmt: skip
+
+
+def test_trains_goes_on_and_can_be_sampled(run, tmp_path):
+    output = tmp_path / "run"
+    result = run("train", "-o", output, *TINY, "--steps", 2)
+    assert result.exit_code == 0, result.output
+    for word in ("DCDiT, width 32, 1 blocks, on 8 x 8 cells of 12 channels", "step 1/2", "loss",
+                 "kept", "steps/s", "left", "done: 2 steps", "adaptok sample --model"):  # fmt: skip
+        assert word in result.output
+    again = run("train", "-o", output, *TINY, "--steps", 3)
+    assert again.exit_code == 0, again.output
+    assert "step 3/3" in again.output
+    assert "step 1/3" not in again.output
+    drawn = run("sample", "-m", output, "-l", 0, "--steps", 2, "-o", tmp_path / "samples")
+    assert drawn.exit_code == 0, drawn.output
+
+
+def test_config_file_of_another_run(run, tmp_path):
+    assert run("train", "-o", tmp_path / "a", *TINY, "--steps", 2).exit_code == 0
+    file = tmp_path / "a" / "config.json"
+    result = run("train", "-o", tmp_path / "b", "--config", file, "--steps", 1, "--lr", 0.01)
+    assert result.exit_code == 0, result.output
+    first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in "ab")
+    differing = {name for name in first if first[name] != second[name]}
+    assert differing == {"steps", "learning_rate"}
+
+
+def test_fresh_refuses_a_used_folder(run, tmp_path):
+    assert run("train", "-o", tmp_path, *TINY, "--steps", 1).exit_code == 0
+    result = run("train", "-o", tmp_path, *TINY, "--steps", 2, "--fresh")
+    assert result.exit_code == 2
+    assert "already holds a run" in result.stderr
+
+
+def test_interrupted(run, tmp_path, monkeypatch):
+    from adaptok.cli import training
+    from adaptok.train.progress import TrainSummary
+
+    summary = TrainSummary(
+        step=7, steps=9, loss=0.5, seconds=1.0, images_seen=28, output=tmp_path,
+        checkpoint=tmp_path / "checkpoints" / "step-7", model_folder=tmp_path / "model",
+        interrupted=True,
+    )  # fmt: skip
+    monkeypatch.setattr(training, "train", lambda *_, **__: summary)
+    result = run("train", "-o", tmp_path, *TINY)
+    assert result.exit_code == 130
+    assert "stopped after step 7 of 9, loss 0.5000: run the same command again" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "data 'nowhere' is not found"),
+        (["--hidden-size", "100"], "hidden_size=100 is no multiple of num_heads=6"),
+        (["--scale", "S", "--depth", "3"], "leave one of them out"),
+        (["--model", "dit", "--target", "4"], "target: this option does not exist"),
+        (["--config", "no.json"], "cannot read the configuration no.json"),
+        (["--image-size", "17"], "image_size=17 is no multiple of space_to_depth=2"),
+        (["--lr", "nan"], "learning_rate"),
+        (["--category", "Cheese"], "no category Cheese"),
+    ],
+)
+def test_bad_input(run, tmp_path, arguments, message):
+    result = run("train", "-o", tmp_path / "run", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+class TestReadConfig:
+    def test_defaults_are_those_of_the_library(self):
+        assert read_config(None, {}).model_dump(exclude={"model"}) == TrainConfig().model_dump(
+            exclude={"model"}
+        )
+        assert read_config(None, {}).model == DCDiTConfig(scale="S")
+
+    def test_sizes_replace_the_scale_of_a_file(self, tmp_path):
+        file = tmp_path / "config.json"
+        TrainConfig(model=DCDiTConfig(scale="B", target=3.0)).to_json_file(file)
+        model = read_config(file, {"depth": 5}).model
+        assert (model.scale, model.depth, model.hidden_size, model.target) == (None, 5, 768, 3.0)
+
+    def test_scale_replaces_the_sizes_of_a_file(self, tmp_path):
+        file = tmp_path / "config.json"
+        TrainConfig(model=DCDiTConfig(hidden_size=64, depth=3, num_heads=2)).to_json_file(file)
+        assert read_config(file, {"scale": "B"}).model == DCDiTConfig(scale="B")
+
+    def test_other_kind_of_model(self, tmp_path):
+        file = tmp_path / "config.json"
+        TrainConfig(model=DCDiTConfig(scale="B", target=3.0)).to_json_file(file)
+        model = read_config(file, {"kind": "dit", "patch_size": 4}).model
+        assert model == DiTConfig(scale="S", patch_size=4)
+
+    def test_unknown_option(self):
+        with pytest.raises(ConfigError, match="does not exist"):
+            read_config(None, {"stepz": 3})
+
+
+def command_options():
+    for name, parameter in inspect.signature(train_command).parameters.items():
+        (info,) = (part for part in parameter.annotation.__metadata__)
+        assert isinstance(info, typer.models.OptionInfo)
+        yield name, info.help
+
+
+def test_every_option_exists_in_the_library():
+    known = {*TrainConfig.model_fields, *MODEL_OPTIONS, "kind", "output", "config", "fresh"}
+    assert {name for name, _ in command_options()} <= known
+
+
+def test_help_tells_the_true_defaults():
+    defaults = {
+        **{name: field.default for name, field in DiTConfig.model_fields.items()},
+        **{name: field.default for name, field in DCDiTConfig.model_fields.items()},
+        **{name: field.default for name, field in TrainConfig.model_fields.items()},
+        "scale": "S",
+    }
+    words = {True: "all", False: "off", None: "all"}
+    checked = 0
+    for name, text in command_options():
+        _, found, told = text.partition(" Default: ")
+        if not found or name in ("kind", "drops"):
+            continue
+        default = defaults[name]
+        if isinstance(default, bool) or default is None:
+            assert told == f"{words[default]}.", name
+        elif isinstance(default, int | float):
+            assert float(told[:-1].replace(",", "")) == default, name
+        else:
+            assert told == f"{default}.", name
+        checked += 1
+    assert checked > 25
