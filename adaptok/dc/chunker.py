@@ -135,13 +135,16 @@ def chunk_fixed(tokens: Tokens, routing: Routing, budget: Budget) -> tuple[Token
         ) from None
     cells = select_cells(routing.keep_prob.detach(), count)
     keep_mask = torch.zeros(b, n, dtype=torch.bool, device=cells.device).scatter(1, cells, True)
+    # on a CPU the reach is known at once; elsewhere, and in a graph, nothing may wait for it
+    at_once = cells.device.type == "cpu" and not torch.compiler.is_compiling()
+    reach = int(reach_of(keep_mask, grid)) if at_once else None
     plan = ChunkPlan(
         grid,
         "fixed",
         routing.with_keep_mask(keep_mask),
         keep_mask,
         cells,
-        trace_cells(keep_mask, grid, None),
+        trace_cells(keep_mask, grid, reach),
     )
     return gather_cells(tokens, cells), plan
 

@@ -15,15 +15,15 @@ def find_nearest(
 ) -> Int[Tensor, "b n"]:
     """Find the nearest kept cell of every cell (Euclidean; a tie goes to the lower index).
 
-    One pass along each axis: the last axis by running maxima and minima, the others by a
-    window of `reach` cells to both sides. Distance and index are one integer key, so that
-    the smallest key is the nearest cell with ties resolved.
+    One pass along each axis: the last axis by running maxima and minima, the others by
+    comparing the places within `reach`. Distance and index are one integer key, so that the
+    smallest key is the nearest cell with ties resolved.
 
     Args:
         keep_mask: the kept cells, at least one per sample, `(b n)`.
         grid: lengths of the grid axes; any number of them.
         reach: a bound on the distance to the nearest kept cell, such as `reach_of` gives;
-            None looks along whole axes.
+            None looks along whole axes, without a loop (for compiled graphs).
 
     Returns:
         Flat index of the nearest kept cell, `(b n)`.
@@ -41,9 +41,10 @@ def find_nearest(
     key = find_nearest_in_rows(keep_mask, grid)
     for axis in range(1, len(grid)):  # all axes of the grid but its last, after the batch
         length = grid[axis - 1]
-        side = length - 1 if reach is None else min(reach, length - 1)
-        if side > 0:
-            key = take_smallest_along(key, axis, side, n)
+        if length > 1 and reach is None:
+            key = take_smallest_along(key, axis, n)
+        elif length > 1 and reach is not None:
+            key = take_smallest_near(key, axis, min(reach, length - 1), n)
     return (key % n).reshape(b, n)
 
 
@@ -62,14 +63,29 @@ def find_nearest_in_rows(keep_mask: Bool[Tensor, "b n"], grid: Grid) -> Int[Tens
     return torch.where(distance < n, distance.square() * n + starts + nearest, FAR)
 
 
-def take_smallest_along(
-    key: Int[Tensor, "b ..."], axis: int, side: int, n: int
+def take_smallest_along(key: Int[Tensor, "b ..."], axis: int, n: int) -> Int[Tensor, "b ..."]:
+    """Return the smallest key along a whole axis, squared offsets added: one fused operation."""
+    length = key.shape[axis]
+    at = torch.arange(length, device=key.device)
+    offsets = (at[:, None] - at).square() * n  # from each place to each other
+    offsets = offsets.reshape(length, length, *[1] * (key.ndim - 1 - axis))
+    return (key.unsqueeze(axis) + offsets).amin(axis + 1)
+
+
+def take_smallest_near(
+    key: Int[Tensor, "b ..."], axis: int, reach: int, n: int
 ) -> Int[Tensor, "b ..."]:
-    """Return the smallest key within a window along an axis, squared offsets added."""
-    offsets = torch.arange(-side, side + 1, device=key.device).square() * n
-    padding = [0, 0] * (key.ndim - 1 - axis) + [side, side]
-    padded = torch.nn.functional.pad(key, padding, value=FAR)
-    return (padded.unfold(axis, 2 * side + 1, 1) + offsets).amin(-1)
+    """Return the smallest key within reach along an axis, squared offsets added.
+
+    One shifted slice after the other: the work per cell follows the reach, not the axis.
+    """
+    smallest, length = key.clone(), key.shape[axis]
+    for offset in range(1, reach + 1):
+        cost, rest = offset * offset * n, length - offset
+        low, high = (smallest.narrow(axis, start, rest) for start in (0, offset))
+        torch.minimum(low, key.narrow(axis, offset, rest) + cost, out=low)
+        torch.minimum(high, key.narrow(axis, 0, rest) + cost, out=high)
+    return smallest
 
 
 def reach_of(keep_mask: Bool[Tensor, "b n"], grid: Grid) -> Int[Tensor, ""]:

@@ -72,7 +72,7 @@ class ConvStack(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b n d"]:
+    ) -> Float[Tensor, "b n c_out"]:
         """Convolve a grid and return its cells as tokens."""
         for block in self.blocks:
             x = block(x, condition)

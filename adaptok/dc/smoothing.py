@@ -13,6 +13,7 @@ from adaptok.tokens import Grid
 # weighs exp(-32) and cannot be seen in float32, what lies beyond 6 sigma can.
 WINDOW_IN_SIGMAS = 8
 NORMALISER = 1e-8
+LEAST_BLOCK = 64  # smaller products cost more in calls than they save in work
 LEAST_PROB = 1e-4
 
 
@@ -85,11 +86,11 @@ def blur_grid(x: Float[Tensor, "b ... d"], sigma: float) -> Float[Tensor, "b ...
 def blur_axis(x: Float[Tensor, "b n d"], sigma: float) -> Float[Tensor, "b n d"]:
     """Blur the middle axis: a banded matrix product, block by block.
 
-    The work per cell does not depend on the length of the axis.
+    The work per cell does not grow with the length of the axis beyond a block.
     """
     length = x.shape[1]
     radius = math.ceil(WINDOW_IN_SIGMAS * sigma)
-    block = max(16, radius)
+    block = max(LEAST_BLOCK, 2 * radius)
     if length <= block + 2 * radius:
         return torch.matmul(gaussian_matrix(length, length, 0, sigma, x), x)
     parts = []

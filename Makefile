@@ -1,0 +1,52 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both set everything up in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# modules whose shape annotations are checked while their tests run
+SHAPED := adaptok.tokens,adaptok.routing,adaptok.budgets,adaptok.chunking,adaptok.attention,adaptok.losses,$\
+adaptok.dc.nearest,adaptok.dc.smoothing,adaptok.dc.router,adaptok.dc.chunker,adaptok.dc.dechunker,$\
+adaptok.dc.blocks,adaptok.dc.scaffold,adaptok.dc.position,adaptok.dc.model,adaptok.dc.baseline
+
+.PHONY: help demo test lint types pytest shapes bench clean
+
+help:  ## show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/.package: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable ".[all]"
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+demo: $(VENV)/.package  ## sample emoji at several budgets and write pictures to demo/
+	$(BIN)/adaptok demo --output demo
+
+test: lint types pytest shapes  ## all checks, as CI runs them
+
+lint: $(VENV)/.tools  ## style, and which module may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.tools  ## static types
+	$(BIN)/mypy
+
+pytest: $(VENV)/.tools  ## tests, doctests and the code blocks of the documents
+	$(BIN)/python -m pytest
+
+shapes: $(VENV)/.tools  ## tests again with the shape annotations checked
+	PYTHONPATH=tests $(BIN)/python -m pytest --quiet --durations=0 --durations-min=30 \
+	  --jaxtyping-packages=$(SHAPED),shape_checks.check \
+	  tests/test_*.py tests/dc -m "not slow" \
+	  -k "not refused and not compiles and not wrong and not varlen and not best_rung"
+
+bench: $(VENV)/.package  ## repeat the figures of benchmarks/results
+	$(BIN)/python benchmarks/dechunk.py
+	$(BIN)/python benchmarks/attention.py
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
