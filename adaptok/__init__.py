@@ -13,15 +13,15 @@ tensor([16])
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from adaptok import losses
-from adaptok.budgets import Budget, budget, set_budget
-from adaptok.chunking import Chunker, ChunkPlan, Dechunker, Provenance
 from adaptok.errors import AdaptokError
-from adaptok.routing import Context, Router, Routing
-from adaptok.tokens import Tokens
 
 if TYPE_CHECKING:
+    from adaptok import losses
+    from adaptok.budgets import Budget, budget, set_budget
+    from adaptok.chunking import Chunker, ChunkPlan, Dechunker, Provenance
     from adaptok.dc import DCDiT, DCDiTConfig
+    from adaptok.routing import Context, Router, Routing
+    from adaptok.tokens import Tokens
 
 __version__ = "0.1.0"
 
@@ -43,14 +43,48 @@ __all__ = [
     "set_budget",
 ]
 
-# Methods come when they are asked for, so that the core imports none.
-LAZY = {"DCDiT": "adaptok.dc", "DCDiTConfig": "adaptok.dc"}
+# Everything comes when it is asked for: the core imports no method, and `adaptok --help` no torch.
+HOMES = {
+    "Budget": "budgets",
+    "ChunkPlan": "chunking",
+    "Chunker": "chunking",
+    "Context": "routing",
+    "DCDiT": "dc",
+    "DCDiTConfig": "dc",
+    "Dechunker": "chunking",
+    "Provenance": "chunking",
+    "Router": "routing",
+    "Routing": "routing",
+    "Tokens": "tokens",
+    "budget": "budgets",
+    "set_budget": "budgets",
+}
+SUBMODULES = {
+    "attention",
+    "budgets",
+    "chunking",
+    "config",
+    "dc",
+    "diffusion",
+    "losses",
+    "measure",
+    "routing",
+    "see",
+    "storage",
+    "tokens",
+    "train",
+    "zoo",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name not in LAZY:
+    if name in SUBMODULES:
+        return import_module(f"adaptok.{name}")
+    if name not in HOMES:
         raise AttributeError(f"module 'adaptok' has no attribute {name!r}")
-    return getattr(import_module(LAZY[name]), name)
+    value = getattr(import_module(f"adaptok.{HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -145,6 +145,8 @@ def listed(amount: Amount | None) -> list[float]:
 
 def spread_amount(amount: Amount, b: int, device: torch.device) -> Float[Tensor, " b"]:
     """Return an amount as one float32 value per sample, on a device."""
+    if isinstance(amount, int | float):  # filled on the device, so that the host does not wait
+        return torch.full((b,), amount, dtype=torch.float32, device=device)
     values = torch.as_tensor(amount, dtype=torch.float32, device=device)
     if values.ndim == 1 and values.shape[0] not in (1, b):
         raise BudgetError(

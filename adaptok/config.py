@@ -93,11 +93,11 @@ def describe_problems(name: str, error: ValidationError) -> str:
     """Turn a validation error into sentences that name each option and what came."""
     problems = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"]) or "values"
-        message = item["msg"]
+        place = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "this option does not exist"
-        elif not isinstance(item["input"], dict):
+        elif not isinstance(item["input"], dict) and item["loc"]:
             message = f"{message}; got {item['input']!r}"
-        problems.append(f"{place}: {message}")
+        problems.append(f"{place}: {message}" if item["loc"] else message)
     return f"{name} is not valid: " + "; ".join(problems)

@@ -17,7 +17,9 @@ def nearest_all_pairs(keep_mask, grid):
     for mask in keep_mask:
         kept = mask.nonzero().squeeze(1)
         distance = (u[:, None] - u[kept][None]).square().sum(-1)
-        out.append(kept[[min(range(len(kept)), key=lambda j: (row[j].item(), j)) for row in distance]])
+        out.append(
+            kept[[min(range(len(kept)), key=lambda j: (row[j].item(), j)) for row in distance]]
+        )
     return torch.stack(out)
 
 

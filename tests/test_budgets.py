@@ -119,7 +119,7 @@ def test_budgets_that_do_not_fit_the_batch_are_refused():
         apply_budget(routing, Budget(drop=[0.1, 0.2]))
     with pytest.raises(BudgetError, match="more than the 4 cells"):
         apply_budget(routing, Budget(tokens=5))
-    with pytest.raises(BudgetError, match="no threshold: give keep= or tokens=, got drop=0.5"):
+    with pytest.raises(BudgetError, match=r"no threshold: give keep= or tokens=, got drop=0\.5"):
         apply_budget(Routing(torch.rand(3, 4), threshold=None), Budget(drop=0.5))
     with pytest.raises(BudgetError, match="same count here"):
         Budget(keep=[0.1, 0.2]).count(10)

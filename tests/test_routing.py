@@ -37,7 +37,7 @@ def test_wrong_parts_are_refused():
         Routing(torch.rand(1, 2, 3))
     with pytest.raises(ShapeError, match="keep_mask needs the shape"):
         Routing(torch.rand(1, 2), torch.ones(1, 3).bool())
-    with pytest.raises(DtypeError, match="natural_mask needs booleans, got torch.int64"):
+    with pytest.raises(DtypeError, match=r"natural_mask needs booleans, got torch\.int64"):
         Routing(torch.rand(1, 2), natural_mask=torch.ones(1, 2).long())
     with pytest.raises(DtypeError, match="floating-point"):
         Routing(torch.ones(1, 2).long())

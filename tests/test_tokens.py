@@ -13,9 +13,7 @@ def test_unpack_and_pack_are_inverse(counts, width):
     total = sum(counts)
     batch = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     ptr = torch.tensor([0, *counts]).cumsum(0)
-    packed = Tokens(
-        torch.randn(total, width), (total,), torch.arange(total), batch=batch, ptr=ptr
-    )
+    packed = Tokens(torch.randn(total, width), (total,), torch.arange(total), batch=batch, ptr=ptr)
     dense = unpack(packed)
     assert dense.x.shape == (len(counts), max(counts), width)
     assert dense.counts.tolist() == counts

@@ -2,7 +2,7 @@
 
 from adaptok.measure.flops import FlopCount, count_flops, count_flops_by_part
 from adaptok.measure.latency import Timing, measure_ms
-from adaptok.measure.sampling import MeasuredSamples, StepCost, keep_fastest, measure_sampling
+from adaptok.measure.sampling import MeasuredSamples, StepCost, measure_sampling
 
 __all__ = [
     "FlopCount",
@@ -11,7 +11,6 @@ __all__ = [
     "Timing",
     "count_flops",
     "count_flops_by_part",
-    "keep_fastest",
     "measure_ms",
     "measure_sampling",
 ]

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -116,31 +116,6 @@ def measure_sampling(
     tokens = tuple(statistics.fmean(counts) for counts in zip(*totals, strict=True))
     cost = StepCost(tokens, flops / 1e9 / len(labels), statistics.fmean(step_ms) / len(labels))
     return MeasuredSamples(samples, cost, step_ms)
-
-
-def keep_fastest(first: MeasuredSamples, again: MeasuredSamples) -> MeasuredSamples:
-    """Join two measurements of the same images: each step counts with its faster time.
-
-    What else the machine was doing only ever adds time, so the faster one is nearer the truth.
-
-    Args:
-        first: one measurement.
-        again: another one of the same images.
-
-    Returns:
-        The images of the first, with the faster time of each step.
-
-    Example:
-        >>> import torch
-        >>> samples = Samples(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), (0, 1))
-        >>> first = MeasuredSamples(samples, StepCost((9.0, 9.0), 0.1, 5.0), (12.0, 8.0))
-        >>> again = MeasuredSamples(samples, StepCost((9.0, 9.0), 0.1, 8.5), (6.0, 28.0))
-        >>> keep_fastest(first, again).step_ms, keep_fastest(first, again).cost.ms
-        ((6.0, 8.0), 3.5)
-    """
-    step_ms = tuple(min(pair) for pair in zip(first.step_ms, again.step_ms, strict=True))
-    ms = statistics.fmean(step_ms) / len(first.cost.tokens)
-    return MeasuredSamples(first.samples, replace(first.cost, ms=ms), step_ms)
 
 
 def runs_of(

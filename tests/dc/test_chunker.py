@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,7 +32,9 @@ def test_kept_cells_come_back_unchanged_and_others_from_their_nearest(grid, layo
     kept, plan = DCChunker(layout, buckets=4)(before, routing, budget)
     nearest = nearest_all_pairs(plan.keep_mask, grid)
     rows = kept.x.reshape(-1, 4)
-    assert torch.equal(spread_tokens(rows, plan), before.x.gather(1, nearest[..., None].expand_as(before.x)))
+    assert torch.equal(
+        spread_tokens(rows, plan), before.x.gather(1, nearest[..., None].expand_as(before.x))
+    )
     assert torch.equal(plan.computed, plan.keep_mask.sum(1))
     assert torch.equal(before.x.reshape(-1, 4)[plan.rows], rows)
     assert (plan.keep_mask | ~plan.routing.keep_mask).all()
@@ -109,9 +113,7 @@ def test_provenance_composes_through_two_chunkers():
     second_cells = Tokens(kept.x, (6,))
     kept2, second = DCChunker("fixed")(second_cells, Routing(torch.rand(2, 6)), Budget(tokens=2))
     both = first.provenance.then(second.provenance)
-    by_steps = spread_tokens(
-        spread_tokens(kept2.x.reshape(-1, 4), second).reshape(-1, 4), first
-    )
+    by_steps = spread_tokens(spread_tokens(kept2.x.reshape(-1, 4), second).reshape(-1, 4), first)
     direct = kept2.x.gather(1, both.token[..., None].expand(-1, -1, 4))
     assert torch.equal(by_steps, direct)
 
@@ -121,7 +123,7 @@ def test_provenance_composition_is_associative_keeps_minus_one_and_has_an_identi
     sizes = [data.draw(st.integers(1, 6)) for _ in range(4)]
     maps = [
         Provenance(torch.randint(-1, m, (2, n)), torch.rand(2, n))
-        for n, m in zip(sizes, sizes[1:], strict=False)
+        for n, m in itertools.pairwise(sizes)
     ]
     left = maps[0].then(maps[1]).then(maps[2])
     right = maps[0].then(maps[1].then(maps[2]))
@@ -138,8 +140,15 @@ def test_cells_without_a_token_come_back_as_zeros():
     kept, plan = DCChunker()(before, Routing(torch.tensor([[0.9, 0.9, 0.1, 0.1]])), Budget())
     pruned = Provenance(torch.tensor([[0, 1, -1, 1]]))
     plan = type(plan)(
-        plan.grid, plan.layout, plan.routing, plan.keep_mask, plan.cells, pruned,
-        plan.batch, plan.ptr, plan.lengths,
+        plan.grid,
+        plan.layout,
+        plan.routing,
+        plan.keep_mask,
+        plan.cells,
+        pruned,
+        plan.batch,
+        plan.ptr,
+        plan.lengths,
     )
     spread = spread_tokens(kept.x, plan)[0]
     assert torch.equal(spread[:2], before.x[0, :2])

@@ -87,7 +87,10 @@ def test_guidance_and_lite_cfg(model, golden, inputs):
     assert_close(lite, golden["litecfg1.25_rho0.9.out"])
     # the second half of x is not read, as in DiT
     garbage = torch.cat([x, torch.randn_like(x)])
-    assert torch.equal(model.forward_with_cfg(garbage, *both[1:], 1.5, drop=0.0)[:4], model.forward_with_cfg(*both, 1.5, drop=0.0)[:4])
+    assert torch.equal(
+        model.forward_with_cfg(garbage, *both[1:], 1.5, drop=0.0)[:4],
+        model.forward_with_cfg(*both, 1.5, drop=0.0)[:4],
+    )
 
 
 def test_all_parameter_gradients(model, golden, inputs):

@@ -100,7 +100,10 @@ def test_gradient_checkpointing_changes_nothing():
 def test_other_latent_sizes_than_the_configured_one(tiny_model):
     for h, w in [(3, 3), (5, 31), (20, 7)]:
         out, routing = tiny_model(
-            torch.randn(2, 4, h, w), torch.tensor([1, 700]), torch.tensor([0, 10]), drop=0.1,
+            torch.randn(2, 4, h, w),
+            torch.tensor([1, 700]),
+            torch.tensor([0, 10]),
+            drop=0.1,
             return_routing=True,
         )
         assert out.shape == (2, 8, h, w)

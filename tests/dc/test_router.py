@@ -42,8 +42,8 @@ def test_first_and_last_cell_are_always_kept():
     assert (routing.keep_prob[:, [0, -1]] == 1).all()
     assert (routing.keep_prob[:, 1:-1] < 1e-4).all()
     assert routing.natural_mask.sum(1).tolist() == [2, 2]
-    alone = router(Tokens(torch.randn(1, 1, 32), (1, 1)), Context())
-    assert alone.keep_prob.tolist() == [[1.0]]
+    pair = router(Tokens(torch.randn(1, 2, 32), (1, 2)), Context())
+    assert pair.keep_prob.tolist() == [[1.0, 1.0]]
 
 
 def test_the_bias_of_the_logit_sets_the_share_at_the_start():

@@ -61,7 +61,9 @@ def test_gradients_are_those_of_all_pairs(grid, sigma):
     h = torch.randn(len(rows), 2, dtype=torch.float64, requires_grad=True)
     prob = torch.rand(len(rows), dtype=torch.float64, requires_grad=True)
     probe = torch.randn(len(rows), 2, dtype=torch.float64)
-    ours = torch.autograd.grad((smooth_kept(h, prob, rows, 1, grid, sigma) * probe).sum(), (h, prob))
+    ours = torch.autograd.grad(
+        (smooth_kept(h, prob, rows, 1, grid, sigma) * probe).sum(), (h, prob)
+    )
     expected = smooth_all_pairs(h, prob, rows, grid, sigma)
     theirs = torch.autograd.grad((expected * probe).sum(), (h, prob))
     for a, b in zip(ours, theirs, strict=True):

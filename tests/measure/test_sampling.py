@@ -5,8 +5,8 @@ import torch
 
 import adaptok
 from adaptok.dc import DiT, DiTConfig
-from adaptok.diffusion import FlowObjective, Samples, sample
-from adaptok.measure import MeasuredSamples, StepCost, count_flops, keep_fastest, measure_sampling
+from adaptok.diffusion import FlowObjective, sample
+from adaptok.measure import count_flops, measure_sampling
 
 FLOW = {"objective": FlowObjective(), "scheduler": "flow-euler", "steps": 3, "seed": 5}
 
@@ -70,11 +70,3 @@ def test_progress_is_passed_on(model):
     seen = []
     measure_sampling(model, [0], **FLOW, progress=lambda *step: seen.append(step))
     assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_fastest_of_each_step():
-    samples = Samples(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), (0,))
-    first = MeasuredSamples(samples, StepCost((9.0,), 0.1, 10.0), (12.0, 8.0))
-    again = MeasuredSamples(samples, StepCost((9.0,), 0.1, 17.0), (6.0, 28.0))
-    both = keep_fastest(first, again)
-    assert (both.step_ms, both.cost.ms, both.seconds) == ((6.0, 8.0), 7.0, 0.014)
