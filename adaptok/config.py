@@ -97,7 +97,7 @@ def describe_problems(name: str, error: ValidationError) -> str:
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "this option does not exist"
-        elif not isinstance(item["input"], dict) and item["loc"]:
+        elif not isinstance(item["input"], dict):
             message = f"{message}; got {item['input']!r}"
         problems.append(f"{place}: {message}" if item["loc"] else message)
     return f"{name} is not valid: " + "; ".join(problems)

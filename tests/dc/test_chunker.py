@@ -165,3 +165,17 @@ def test_maps_that_do_not_fit_are_refused():
         DCChunker("fixed")(make_cells((2, 2)), Routing(torch.rand(3, 4)), Budget(tokens=2))[
             1
         ].ragged()
+
+
+def test_buckets_are_filled_with_the_next_most_probable_cells_and_lose_none():
+    before = make_cells((2, 4), b=2)
+    prob = torch.tensor([[0.9, 0.1, 0.4, 0.2, 0.45, 0.3, 0.0, 0.05]] * 2)
+    _, plan = DCChunker("bucketed", buckets=2)(before, Routing(prob), Budget())
+    assert plan.keep_mask[0].nonzero().flatten().tolist() == [0, 2, 4, 5]
+    # a natural mask that does not follow the probabilities stays whole
+    natural = torch.tensor([[False, True, False, False, False, False, True, False]] * 2)
+    _, plan = DCChunker("bucketed", buckets=2)(
+        before, Routing(prob, natural_mask=natural), Budget()
+    )
+    assert plan.keep_mask[1].nonzero().flatten().tolist() == [0, 1, 4, 6]
+    assert plan.requested.tolist() == [2, 2]

@@ -303,3 +303,16 @@ def test_fixed_layout_compiles_as_one_graph():
         print("equal")
     """)
     assert "equal" in out
+
+
+def test_other_latent_sizes_take_the_codes_of_their_own_grid(tiny_model):
+    """As a model does that was made for that size and has the same weights."""
+    other = DCDiT(tiny_model.config.model_copy(update={"latent_size": (7, 10)})).eval()
+    state = {name: v for name, v in tiny_model.state_dict().items() if name != "position"}
+    other.load_state_dict(state | {"position": other.position})
+    x, t, y = torch.randn(2, 4, 7, 10), torch.tensor([3, 600]), torch.tensor([1, 10])
+    with torch.no_grad():
+        assert torch.allclose(tiny_model(x, t, y), other(x, t, y), atol=1e-6)
+        # the test can fail: codes of another grid are seen
+        other.position.zero_()
+        assert not torch.allclose(tiny_model(x, t, y), other(x, t, y), atol=1e-2)

@@ -101,3 +101,16 @@ def test_a_sample_is_smoothed_alone():
     out = smooth_kept(h, prob, rows, 2, (3, 3), 1.0)
     alone = smooth_kept(h[1:], prob[1:], rows[1:] - 9, 1, (3, 3), 1.0)
     assert torch.allclose(out[1:], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("lonely", range(12, 35))
+def test_no_neighbour_is_cut_off_where_a_block_of_the_blur_ends(lonely):
+    """Just beyond 6 sigma a confident cell weighs 7e-6 of an unlikely one: seen if it is large."""
+    sigma, grid = 2.0, (96,)
+    rows = torch.tensor([lonely, lonely + 13])
+    prob, h = torch.tensor([1e-4, 1.0]), torch.tensor([[0.0], [1e4]])
+    for order in (rows, 95 - rows):
+        ours = smooth_kept(h, prob, order, 1, grid, sigma)
+        expected = smooth_by_hand(h, prob, order, 1, grid, sigma)
+        assert expected[0].item() > 0.01
+        assert torch.allclose(ours.double(), expected, rtol=1e-3)
