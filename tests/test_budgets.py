@@ -76,6 +76,16 @@ def test_one_value_per_sample():
     assert apply_budget(routing, Budget(drop=(0.0, 0.5, 0.9))).kept.tolist() == [4, 2, 1]
 
 
+@given(prob=probs, keep=st.sampled_from([0.0625, 0.25, 0.375, 0.5, 0.875, 1.0]))
+def test_keep_as_a_tensor_is_the_same_exact_count(prob, keep):
+    # fractions that float32 holds exactly
+    routing = Routing(torch.tensor([prob, prob]))
+    as_tensor = apply_budget(routing, Budget(keep=torch.tensor([keep, 1.0]))).keep_mask
+    as_number = apply_budget(routing, Budget(keep=keep)).keep_mask
+    assert torch.equal(as_tensor[0], as_number[0])
+    assert as_tensor[1].all()
+
+
 def test_a_natural_mask_that_does_not_follow_the_probabilities_is_respected():
     natural = torch.tensor([[True, False, True, False]])
     routing = Routing(torch.tensor([[0.2, 0.9, 0.1, 0.8]]), natural_mask=natural)

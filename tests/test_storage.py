@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -36,6 +37,21 @@ def test_a_folder_appears_only_when_the_block_ends(tmp_path):
         assert unfinished.name.startswith(".")
         assert not target.exists()
     assert contents(tmp_path) == {"new": None, "new/deep": None, "new/deep/a.txt": "first"}
+
+
+def test_files_reach_the_disk_before_the_folder_appears(tmp_path, monkeypatch):
+    target, synced = tmp_path / "model", []
+
+    def record(handle):
+        synced.append((os.fstat(handle).st_ino, target.exists()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    with write_folder(target) as unfinished:
+        (unfinished / "a.txt").write_text("a")
+        (unfinished / "b.txt").write_text("b")
+    for name in ("a.txt", "b.txt"):
+        assert ((target / name).stat().st_ino, False) in synced
+    assert synced[-1] == (tmp_path.stat().st_ino, True)
 
 
 def test_a_folder_is_replaced_and_nothing_of_the_old_one_stays(tmp_path):

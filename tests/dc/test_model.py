@@ -97,6 +97,20 @@ def test_gradient_checkpointing_changes_nothing():
         assert ours.grad is None or torch.allclose(ours.grad, theirs.grad, atol=1e-6)
 
 
+def test_gradient_checkpointing_runs_each_block_again_but_only_for_gradients():
+    for saving in (False, True):
+        model = make_model(gradient_checkpointing=saving)
+        x, t, y = make_uneven_batch(model)
+        calls = []
+        for block in model.backbone.blocks:
+            block.register_forward_pre_hook(lambda block, *_, calls=calls: calls.append(block))
+        model(x, t, y).sum().backward()
+        assert len(calls) == (4 if saving else 2)
+        with torch.no_grad():
+            model(x, t, y)
+        assert len(calls) == (6 if saving else 4)
+
+
 def test_other_latent_sizes_than_the_configured_one(tiny_model):
     for h, w in [(3, 3), (5, 31), (20, 7)]:
         out, routing = tiny_model(

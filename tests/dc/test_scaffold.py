@@ -108,7 +108,7 @@ def test_the_null_class_is_the_last_row():
 def test_time_and_label_reach_the_router_and_the_decoder():
     """At widths where a norm group has several channels; see the conv block's test for others."""
     model = make_model(hidden_size=160, depth=1)
-    x, t, y = torch.randn(1, 4, 12, 18), torch.tensor([10]), torch.tensor([2])
+    x, t, y = torch.randn(2, 4, 12, 18), torch.tensor([10, 450]), torch.tensor([2, 6])
     seen = {}
     for name in ("encoder", "backbone", "decoder", "final_layer"):
         part = getattr(model, name)
@@ -121,6 +121,6 @@ def test_time_and_label_reach_the_router_and_the_decoder():
         for other in ({"t": t + 700}, {"y": y + 3}):
             _, moved = model(**({"x": x, "t": t, "y": y} | other), return_routing=True)
             assert (moved.keep_prob - routing.keep_prob).abs().max() > 1e-3
-        cells = torch.randn(1, 160, 12, 18)
+        cells = torch.randn(2, 160, 12, 18)
         changed = model.decoder(cells, condition) - model.decoder(cells, -condition)
         assert changed.abs().max() > 0.1
