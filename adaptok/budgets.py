@@ -80,15 +80,28 @@ class Budget:
                 "budget or drop= the count depends on the image"
             )
         amount = self.keep if self.keep is not None else self.tokens
-        values = [float(value) for value in listed(amount)]
-        if len(set(values)) != 1:
+        values = {float(value) for value in listed(amount)}
+        if len(values) != 1:
             raise BudgetError(
                 f"every sample needs the same count here, got {self.describe()}: give one number"
             )
+        if isinstance(amount, Tensor):
+            natural = torch.zeros(1, dtype=torch.long)
+            return int(count_kept(Budget(**self.first_values()), natural, num_cells))
+        value = values.pop()
         if self.keep is not None:
-            return max(1, math.floor(values[0] * num_cells + 0.5))
-        check_room(values[0], num_cells)
-        return int(values[0])
+            return max(1, math.floor(value * num_cells + 0.5))
+        check_room(value, num_cells)
+        return int(value)
+
+    def first_values(self) -> dict[str, Tensor]:
+        """Return the first value of each tensor of the budget, on the host."""
+        amounts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: amount.detach().flatten()[:1].cpu()
+            for name, amount in amounts.items()
+            if isinstance(amount, Tensor)
+        }
 
     def describe(self) -> str:
         """Say in words what the budget is."""
@@ -105,11 +118,13 @@ def check_amount(name: str, amount: Amount) -> None:
     if isinstance(amount, Tensor):
         if amount.ndim > 1:
             raise BudgetError(f"{name} is one number or one per sample, got {tuple(amount.shape)}")
+        if amount.numel() == 0:
+            raise BudgetError(f"{name} needs at least one number, got none")
         if torch.compiler.is_compiling():
             return  # reading values would cut the graph; the range was the caller's to check
     for value in listed(amount):
         try:
-            number = float(value)
+            number = float(value + 0)  # text that spells a number is no number
         except (TypeError, ValueError):
             raise BudgetError(f"{name} is a number or one per sample, got {value!r}") from None
         if name == "keep" and not 0.0 < number <= 1.0:

@@ -5,7 +5,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from adaptok.errors import ConfigError, StorageError
+from adaptok.errors import ConfigError
+from adaptok.storage import write_text
 
 
 class Config(BaseModel):
@@ -24,7 +25,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def __init__(self, **values: Any) -> None:  # noqa: ANN401
+    def __init__(self, /, **values: Any) -> None:  # noqa: ANN401
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -61,10 +62,7 @@ class Config(BaseModel):
         Raises:
             StorageError: the file cannot be written.
         """
-        try:
-            Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"cannot write the configuration {path}: {error}") from error
+        write_text(path, self.to_json() + "\n")
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> Self:
@@ -94,7 +92,7 @@ def describe_problems(name: str, error: ValidationError) -> str:
     problems = []
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
+        message = item["msg"].removeprefix("Value error, ").removeprefix(f"{name} is not valid: ")
         if item["type"] == "extra_forbidden":
             message = "this option does not exist"
         elif not isinstance(item["input"], dict):

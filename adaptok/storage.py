@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,16 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
         StorageError: the disk is full, or the place cannot be written to; what was at
             `folder` is still there.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"cannot write the folder {folder}: a file of that name is there")
+    restore_folder(folder)
     unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         yield unfinished
-        for path in unfinished.iterdir():
+        for path in [*unfinished.rglob("*"), unfinished]:
             sync_to_disk(path)
         replace_folder(unfinished, folder)
         sync_to_disk(folder.parent)
@@ -59,8 +62,26 @@ def replace_folder(new: Path, old: Path) -> None:
     outdated = old.with_name(f".{old.name}.outdated-{os.getpid()}")
     shutil.rmtree(outdated, ignore_errors=True)
     old.rename(outdated)
-    new.rename(old)
+    try:
+        new.rename(old)
+    except OSError:
+        outdated.rename(old)
+        raise
     shutil.rmtree(outdated, ignore_errors=True)
+
+
+def restore_folder(folder: str | Path) -> None:
+    """Bring a folder back that a killed process had moved aside and not yet replaced.
+
+    Args:
+        folder: where it was; nothing happens if it is there.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        return
+    aside = sorted(folder.parent.glob(f".{folder.name}.outdated-*"))
+    if aside:
+        aside[-1].rename(folder)
 
 
 def sync_to_disk(path: Path) -> None:
@@ -88,7 +109,7 @@ def save_tensors(
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
         save_file(ready, path, dict(metadata or {}))
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {error}") from error
 
 
@@ -149,7 +170,26 @@ def save_json(path: str | Path, content: Mapping[str, Any]) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: the file; what was there stays until the new text is on the disk.
+        text: its content.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
     try:
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8")
+        sync_to_disk(unfinished)
+        unfinished.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error}") from error

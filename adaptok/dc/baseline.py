@@ -131,6 +131,8 @@ class DiT(nn.Module):
         keep: Amount | None = None,
         tokens: Amount | None = None,
         uncond_drop: Amount | None = None,
+        uncond_keep: Amount | None = None,
+        uncond_tokens: Amount | None = None,
         guided_channels: int | None = 3,
         return_routing: bool = False,
     ) -> Tensor | tuple[Tensor, None]:
@@ -145,6 +147,8 @@ class DiT(nn.Module):
             keep: None.
             tokens: None.
             uncond_drop: None or 0.
+            uncond_keep: None.
+            uncond_tokens: None.
             guided_channels: how many channels are guided; None means all image channels.
             return_routing: also return None, for callers that ask any model.
 
@@ -155,7 +159,7 @@ class DiT(nn.Module):
             BudgetError: a budget was asked for.
             ShapeError: the batch is odd, or another input has the wrong shape.
         """
-        refuse_budget(uncond_drop, None, None)
+        refuse_budget(uncond_drop, uncond_keep, uncond_tokens)
         if x.ndim != 4 or x.shape[0] % 2:
             raise ShapeError(
                 "guidance needs a conditional and an unconditional half, (2b, c, h, w), got "

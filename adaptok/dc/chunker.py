@@ -62,7 +62,8 @@ class DCChunker(Chunker):
 
     def forward(self, tokens: Tokens, routing: Routing, budget: Budget) -> tuple[Tokens, ChunkPlan]:
         """Keep the chosen cells (see `Chunker.forward`)."""
-        if tokens.grid is None or tokens.is_packed or tokens.cells is not None:
+        partial = tokens.cells is not None or tokens.valid is not None
+        if tokens.grid is None or tokens.is_packed or partial:
             raise ShapeError("this chunker takes dense tokens, one per cell of a known grid")
         if tuple(routing.keep_prob.shape) != tuple(tokens.x.shape[:2]):
             raise ShapeError(

@@ -53,7 +53,7 @@ class TransformerConfig(Config):
     def fill_scale(cls, values: Any) -> Any:  # noqa: ANN401
         """Let the scale set depth, width and heads, and refuse others beside it."""
         scale = values.get("scale") if isinstance(values, dict) else None
-        if scale not in SCALES:
+        if not isinstance(scale, str) or scale not in SCALES:
             return values
         depth, hidden_size, num_heads = SCALES[scale]
         sizes = {"depth": depth, "hidden_size": hidden_size, "num_heads": num_heads}
@@ -97,6 +97,9 @@ class TransformerConfig(Config):
 class DCDiTConfig(TransformerConfig):
     """Options of `DCDiT`.
 
+    A hidden size above 128 is advisable: encoder and decoder are `narrowing` times narrower, and
+    up to 32 channels a norm group is one channel, which takes out what the condition adds.
+
     Args:
         narrowing: how much narrower encoder and decoder are than the blocks.
         encoder_blocks: convolution blocks in front of the router.
@@ -122,8 +125,8 @@ class DCDiTConfig(TransformerConfig):
     narrowing: Positive = 4
     encoder_blocks: Positive = 2
     decoder_blocks: Positive = 2
-    dechunk_sigma: Annotated[float, Field(gt=0)] = 1.0
-    target: Annotated[float, Field(gt=1)] = 4.0
+    dechunk_sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    target: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 4.0
     layout: Layout = "packed"
     buckets: Positive = 16
     attention: Rung | None = None

@@ -51,6 +51,7 @@ class DCDechunker(Float32Module, Dechunker):
 
     def forward(self, chunks: Tokens, plan: ChunkPlan, before: Tokens) -> Tokens:
         """Spread tokens over the grid (see `Dechunker.forward`)."""
+        self.check_float32()
         with without_autocast(chunks.x):
             spread = smooth_and_spread(chunks, plan, self.sigma)
             gate = pass_gradient(natural_confidence(plan.routing))

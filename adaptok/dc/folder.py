@@ -13,7 +13,14 @@ from adaptok.dc.checkpoint import check_state
 from adaptok.dc.config import DCDiTConfig, DiTConfig, read_model_config
 from adaptok.dc.model import DCDiT
 from adaptok.errors import CheckpointError, ConfigError
-from adaptok.storage import load_json, load_tensors, save_json, save_tensors, write_folder
+from adaptok.storage import (
+    load_json,
+    load_tensors,
+    restore_folder,
+    save_json,
+    save_tensors,
+    write_folder,
+)
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
@@ -94,6 +101,7 @@ def load_model(folder: str | Path) -> TrainedModel:
         CheckpointError: the folder is missing, truncated, or of something else.
     """
     folder = Path(folder)
+    restore_folder(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no model folder {folder}")
     content = load_json(folder / CARD_FILE)
@@ -107,6 +115,9 @@ def load_model(folder: str | Path) -> TrainedModel:
     state = load_tensors(folder / WEIGHTS_FILE)
     model = build_model(config)
     check_state(state, model.state_dict())
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # a fixed table, exact here and rounded in the file
+            state[name] = parameter
     model.load_state_dict(state)
     return TrainedModel(model.eval(), card)
 

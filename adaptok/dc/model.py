@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.attention import Ragged
-from adaptok.budgets import Amount, Budget, Budgeted, merge_budget, spread_amount
+from adaptok.budgets import Amount, Budget, Budgeted, listed, merge_budget, spread_amount
 from adaptok.chunking import ChunkPlan
 from adaptok.dc.blocks import (
     Backbone,
@@ -294,31 +294,39 @@ def pair_budgets(cond: Budget, uncond: Budget, half: int) -> Budget:
         >>> pair_budgets(Budget(drop=0.0), Budget(drop=0.9), 2).describe()
         'drop=[0.0, 0.0, 0.9, 0.9]'
     """
-    if uncond is cond:
-        amounts = {"keep": cond.keep, "tokens": cond.tokens, "drop": cond.drop}
-        whole = {
-            name: amount
-            if amount is None or isinstance(amount, int | float)
-            else spread_amount(amount, half, torch.device("cpu")).repeat(2)
-            for name, amount in amounts.items()
-        }
-        return Budget(**whole)
     pairs = {
         "keep": (cond.keep, uncond.keep),
         "tokens": (cond.tokens, uncond.tokens),
         "drop": (cond.drop, uncond.drop),
     }
-    if cond.is_natural or uncond.is_natural:  # a natural half drops nothing
-        pairs["drop"] = tuple(0.0 if side is None else side for side in pairs["drop"])  # type: ignore[assignment]
-    given = {name: pair for name, pair in pairs.items() if pair != (None, None)}
-    if len(given) > 1 or any(None in pair for pair in given.values()):
-        raise BudgetError(
-            f"the conditional half has {cond.describe()} and the unconditional half "
-            f"{uncond.describe()}: give both halves the same kind of budget"
-        )
-    name, (first, second) = next(iter(given.items()))
-    if isinstance(first, int | float) and first == second:
-        return Budget(**{name: first})
-    cpu = torch.device("cpu")
-    sides = [spread_amount(side, half, cpu) for side in (first, second) if side is not None]
-    return Budget(**{name: torch.cat(sides)})
+    if cond.is_natural != uncond.is_natural:  # a natural half drops nothing
+        first, second = pairs["drop"]
+        pairs["drop"] = (0.0 if first is None else first, 0.0 if second is None else second)
+    joined: dict[str, Amount] = {}
+    for name, (first, second) in pairs.items():
+        if first is None and second is None:
+            continue
+        if joined or first is None or second is None:
+            raise BudgetError(
+                f"the conditional half has {cond.describe()} and the unconditional half "
+                f"{uncond.describe()}: give both halves the same kind of budget"
+            )
+        joined[name] = join_amounts(first, second, half)
+    return Budget(**joined)
+
+
+def join_amounts(first: Amount, second: Amount, half: int) -> Amount:
+    """Return one amount for two halves; numbers stay numbers, so that they count exactly."""
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        devices = [side.device for side in (first, second) if isinstance(side, Tensor)]
+        return torch.cat([spread_amount(side, half, devices[0]) for side in (first, second)])
+    sides = [listed(side) for side in (first, second)]
+    if sides[0] == sides[1] and len(sides[0]) == 1:
+        return sides[0][0]
+    for side in sides:
+        if len(side) not in (1, half):
+            raise BudgetError(
+                f"one value per sample means {half} values for a half, got {len(side)}: give one "
+                "number or one per sample"
+            )
+    return [value for side in sides for value in (side if len(side) == half else side * half)]

@@ -1,7 +1,7 @@
 """Fixed sine-cosine codes of grid cells."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.tokens import Grid
@@ -50,10 +50,3 @@ def encode_grid(
     of_row = encode_coordinates(torch.arange(h, device=device).float(), width // 2)
     of_column = encode_coordinates(torch.arange(w, device=device).float(), width // 2)
     return torch.cat([of_column.repeat(h, 1), of_row.repeat_interleave(w, 0)], dim=1)
-
-
-def take_positions(
-    codes: Float[Tensor, "n d"], cells: Int[Tensor, " t"] | Int[Tensor, "b m"]
-) -> Tensor:
-    """Return the codes of kept tokens, of their original cells."""
-    return codes[cells]

@@ -61,6 +61,9 @@ class DCRouter(Float32Module, Router):
         """Judge the cells of a two-dimensional grid (see `Router.forward`)."""
         if tokens.grid is None or len(tokens.grid) != 2:
             raise ShapeError(f"this router needs a grid (h, w), got {tokens.grid}")
+        if tokens.valid is not None or tokens.is_packed:
+            raise ShapeError("this router needs one token per grid cell, without padding")
+        self.check_float32()
         with without_autocast(tokens.x):
             return Routing(self.keep_prob(tokens.x.float(), tokens.grid))
 

@@ -17,7 +17,14 @@ from adaptok import __version__
 from adaptok.config import Config
 from adaptok.dc.checkpoint import check_state
 from adaptok.errors import CheckpointError, ConfigError, StorageError
-from adaptok.storage import load_json, load_tensors, save_json, save_tensors, write_folder
+from adaptok.storage import (
+    load_json,
+    load_tensors,
+    restore_folder,
+    save_json,
+    save_tensors,
+    write_folder,
+)
 
 FOLDER = "checkpoints"
 STATE_FILE = "state.json"
@@ -127,6 +134,7 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 def remove_leftovers(output: Path) -> None:
     """Remove what killed processes left half-written or half-removed in the folder of a run."""
+    restore_folder(output / "model")
     for place in (output, output / FOLDER):
         for kind in ("unfinished", "outdated"):
             for leftover in place.glob(f".*.{kind}*"):

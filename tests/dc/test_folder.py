@@ -70,7 +70,9 @@ def test_half_precision_on_disk_is_float32_again_in_memory(tmp_path):
     for name, value in model.state_dict().items():
         ours = loaded.state_dict()[name]
         assert ours.dtype == torch.float32
-        assert torch.equal(ours, value.to(torch.bfloat16).float()), name
+        # the fixed table is not read but made anew, exact
+        wanted = value if name == "position" else value.to(torch.bfloat16).float()
+        assert torch.equal(ours, wanted), name
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
 

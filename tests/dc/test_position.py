@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from adaptok.dc.position import encode_coordinates, encode_grid, take_positions
+from adaptok.dc.position import encode_coordinates, encode_grid
 
 
 def test_codes_are_those_of_the_published_checkpoint(golden):
@@ -48,11 +48,3 @@ def test_codes_are_exact_far_out():
     angles = [4095 * 10_000 ** (-i / 4) for i in range(4)]
     expected = [wave(angle) for wave in (math.sin, math.cos) for angle in angles]
     assert code == pytest.approx(expected, abs=1e-7)
-
-
-def test_kept_tokens_take_the_code_of_their_original_cell():
-    codes = encode_grid((3, 4), 8)
-    packed = torch.tensor([11, 0, 5])
-    assert torch.equal(take_positions(codes, packed), torch.stack([codes[11], codes[0], codes[5]]))
-    dense = torch.tensor([[1, 2], [7, 3]])
-    assert torch.equal(take_positions(codes, dense)[1, 0], codes[7])
