@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from adaptok.budgets import Budget, budget, set_budget
     from adaptok.chunking import Chunker, ChunkPlan, Dechunker, Provenance
     from adaptok.dc import DCDiT, DCDiTConfig
+    from adaptok.discovery import (
+        available,
+        describe,
+        register_chunker,
+        register_dechunker,
+        register_router,
+    )
+    from adaptok.hookspecs import hookimpl
     from adaptok.routing import Context, Router, Routing
     from adaptok.tokens import Tokens
 
@@ -38,8 +46,14 @@ __all__ = [
     "Router",
     "Routing",
     "Tokens",
+    "available",
     "budget",
+    "describe",
+    "hookimpl",
     "losses",
+    "register_chunker",
+    "register_dechunker",
+    "register_router",
     "set_budget",
 ]
 
@@ -56,7 +70,13 @@ HOMES = {
     "Router": "routing",
     "Routing": "routing",
     "Tokens": "tokens",
+    "available": "discovery",
     "budget": "budgets",
+    "describe": "discovery",
+    "hookimpl": "hookspecs",
+    "register_chunker": "discovery",
+    "register_dechunker": "discovery",
+    "register_router": "discovery",
     "set_budget": "budgets",
 }
 SUBMODULES = {

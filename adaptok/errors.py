@@ -48,3 +48,22 @@ class StorageError(AdaptokError, OSError):
 
 class MissingPackageError(AdaptokError, ImportError):
     """An optional package is needed and not installed."""
+
+
+class RegistryError(AdaptokError, ValueError):
+    """A name cannot be registered: it is taken, badly spelt, or its target does not fit."""
+
+
+class UnknownNameError(AdaptokError, KeyError):
+    """No router, chunker or other part has that name."""
+
+    def __str__(self) -> str:  # a KeyError would put quotes around the sentence
+        return str(self.args[0])
+
+
+class PluginError(AdaptokError, RuntimeError):
+    """A plug-in could not be loaded."""
+
+
+class PluginWarning(UserWarning):
+    """A plug-in was skipped because it is broken; everything else works."""

@@ -16,6 +16,9 @@ FITTING = {
     "DataError": ValueError,
     "StorageError": OSError,
     "MissingPackageError": ImportError,
+    "RegistryError": ValueError,
+    "UnknownNameError": KeyError,
+    "PluginError": RuntimeError,
 }
 
 
@@ -25,7 +28,8 @@ def test_every_error_is_listed_here():
         for name, value in vars(errors).items()
         if inspect.isclass(value) and value.__module__ == errors.__name__
     }
-    assert defined == FITTING.keys() | {"AdaptokError"}
+    assert defined == FITTING.keys() | {"AdaptokError", "PluginWarning"}
+    assert issubclass(errors.PluginWarning, UserWarning)
     assert adaptok.AdaptokError is errors.AdaptokError
 
 

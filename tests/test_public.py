@@ -9,7 +9,7 @@ import pytest
 import adaptok
 
 # no Example needed: an error without arguments, and a module of functions that have their own
-SIMPLE = {"AdaptokError", "losses", "Chunker", "Dechunker"}
+SIMPLE = {"AdaptokError", "hookimpl", "losses", "Chunker", "Dechunker"}
 OPTIONAL = {
     "timm", "diffusers", "transformers", "accelerate", "PIL", "matplotlib", "typer", "rich",
     "torch_geometric",

@@ -1,0 +1,3 @@
+"""Raises when it is imported."""
+
+raise RuntimeError("the fake plug-in is broken on purpose")

@@ -1,0 +1,1 @@
+"""Is announced and implements nothing."""
