@@ -1,5 +1,6 @@
 """The work of `adaptok train`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def run_training(given: dict[str, Any]) -> None:
     fresh: bool = options.pop("fresh")
     config = read_config(options.pop("config", None), options)
     config = fit_model_to_data(config, len(open_training_set(config).class_names))
+    out.quiet = os.environ.get("RANK", "0") != "0"  # of several processes the first one speaks
     out.print(describe_run(config, output), soft_wrap=True)
     with show_progress("training", config.steps) as bar:
         summary = train(
