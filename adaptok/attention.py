@@ -115,8 +115,8 @@ def check_ragged(q: Tensor, k: Tensor, v: Tensor, ragged: Ragged) -> None:
 def choose_rung(q: Float[Tensor, "t heads e"], key_bias: Tensor | None = None) -> Rung:
     """Return the best rung for these queries.
 
-    On a CPU one call per sample beats padding: 9 ms against 16 for 16 samples of 256 tokens,
-    5 against 8 for 64 samples of 45 (4 heads of 56, two cores, `benchmarks/attention.py`).
+    On a CPU one call per sample takes half to four fifths of the time of padding, for few long
+    samples and many short ones alike (`benchmarks/attention.py`).
     """
     if not q.is_cuda:
         return "loop"
