@@ -26,6 +26,13 @@ def check_inputs(
         LabelError: a label is out of range. Labels on a GPU are not read, since that would
             make the host wait.
     """
+    inputs: dict[str, object] = {"x": x, "t": t, "y": y}
+    for name, given in inputs.items():
+        if not isinstance(given, Tensor):
+            raise DtypeError(
+                f"{name} needs a tensor, got {given!r:.40}: "
+                f"{'give one value per sample, as in ' if name != 'x' else ''}torch.tensor(...)"
+            )
     if x.ndim != 4 or x.shape[0] < 1:
         raise ShapeError(f"x needs the shape (b, c, h, w), got {tuple(x.shape)}")
     b, c, h, w = x.shape

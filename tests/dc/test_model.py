@@ -281,6 +281,8 @@ def test_exact_budgets_of_the_halves(tiny_model):
         ({"x": torch.randn(2, 12, 18)}, ShapeError, r"x needs the shape \(b, c, h, w\)"),
         ({"x": torch.randn(2, 3, 12, 18)}, ShapeError, "x has 3 channels .* made for 4"),
         ({"x": torch.randn(2, 4, 2, 18)}, ShapeError, "2 x 18 cells is smaller than a kernel"),
+        ({"t": 5}, DtypeError, r"t needs a tensor, got 5: give one value per sample"),
+        ({"y": [0, 9]}, DtypeError, r"y needs a tensor, got \[0, 9\]"),
         ({"t": torch.zeros(3)}, ShapeError, r"t needs one value per sample, the shape \(2,\)"),
         ({"y": torch.zeros(2, 1).long()}, ShapeError, "y needs one value per sample"),
         ({"x": torch.ones(2, 4, 12, 18).long()}, DtypeError, "x needs floating-point"),
