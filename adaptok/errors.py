@@ -30,6 +30,10 @@ class BudgetError(AdaptokError, ValueError):
     """A budget is out of range, contradicts itself, or does not fit the layout."""
 
 
+class RoutingError(AdaptokError, ValueError):
+    """A router answered with what is no probability."""
+
+
 class ConfigError(AdaptokError, ValueError):
     """A configuration has an unknown key, a value out of range, or a newer version."""
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from adaptok.errors import DtypeError, ShapeError
+from adaptok.errors import DtypeError, RoutingError, ShapeError
 from adaptok.tokens import Tokens
 
 
@@ -16,7 +16,8 @@ class Routing:
     """The keep probability of each cell, and the decisions that follow from it.
 
     Args:
-        keep_prob: keep probability of each cell, in [0, 1], `(b n)`.
+        keep_prob: keep probability of each cell, in [0, 1], `(b n)`. Checked on a CPU only,
+            since a GPU would have to be waited for.
         keep_mask: the cells that are kept after the budget, `(b n)`; None until a budget has
             been applied.
         natural_mask: the cells that the router keeps of itself, before any budget, `(b n)`;
@@ -26,6 +27,7 @@ class Routing:
 
     Raises:
         ShapeError: the parts do not fit each other.
+        RoutingError: a probability is outside [0, 1].
         DtypeError: the probabilities are no floating-point numbers or the masks no booleans.
 
     Example:
@@ -45,6 +47,8 @@ class Routing:
             raise ShapeError(f"keep_prob needs the shape (b, n) with n >= 1, got {shape}")
         if not self.keep_prob.is_floating_point():
             raise DtypeError(f"keep_prob needs floating-point numbers, got {self.keep_prob.dtype}")
+        if self.keep_prob.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_probabilities(self.keep_prob)
         for name in ("keep_mask", "natural_mask"):
             mask = getattr(self, name)
             if mask is None:
@@ -68,6 +72,19 @@ class Routing:
     def with_keep_mask(self, keep_mask: Bool[Tensor, "b n"]) -> "Routing":
         """Return the same routing with the decision of a budget in it."""
         return replace(self, keep_mask=keep_mask)
+
+
+def check_probabilities(prob: Float[Tensor, "b n"]) -> None:
+    """Raise a `RoutingError` if values lie outside [0, 1].
+
+    What is not a number passes: trainer and sampler look for it, and can say in which step.
+    """
+    low, high = (float(value) for value in prob.detach().aminmax())
+    if low < 0.0 or high > 1.0:
+        raise RoutingError(
+            f"keep_prob needs probabilities in [0, 1], got values from {low:g} to {high:g}: pass "
+            "logits through a sigmoid"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,15 +20,16 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
     """Write a folder that appears whole or not at all, also when the process is killed.
 
     Args:
-        folder: the folder to write; one that is there already is replaced.
+        folder: the folder to write. One that is there already is replaced if it holds nothing
+            but files of the same names.
 
     Yields:
         A temporary folder beside it; write the files there. It takes the place of `folder`
         when the block ends without an error.
 
     Raises:
-        StorageError: the disk is full, or the place cannot be written to; what was at
-            `folder` is still there.
+        StorageError: the disk is full, the place cannot be written to, or the folder holds
+            other files; what was at `folder` is still there.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
@@ -41,6 +42,7 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
         yield unfinished
         for path in [*unfinished.rglob("*"), unfinished]:
             sync_to_disk(path)
+        refuse_foreign_files(folder, {path.name for path in unfinished.iterdir()})
         replace_folder(unfinished, folder)
         sync_to_disk(folder.parent)
     except (OSError, SafetensorError) as error:
@@ -52,6 +54,23 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def refuse_foreign_files(folder: Path, names: set[str]) -> None:
+    """Raise a `StorageError` if a folder holds what would be lost when it is replaced.
+
+    Args:
+        folder: the folder; it need not be there.
+        names: files that may be replaced.
+    """
+    if not folder.is_dir():
+        return
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in names)
+    if foreign:
+        raise StorageError(
+            f"{folder} holds other files ({', '.join(foreign[:3])}), which would be lost: give a "
+            "new folder"
+        )
 
 
 def replace_folder(new: Path, old: Path) -> None:
@@ -107,8 +126,12 @@ def save_tensors(
         StorageError: the file cannot be written.
     """
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    path = Path(path)
     try:
+        path.touch()
+        mode = path.stat().st_mode  # safetensors leaves a file that only its owner can read
         save_file(ready, path, dict(metadata or {}))
+        path.chmod(mode)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {error}") from error
 

@@ -11,6 +11,7 @@ FITTING = {
     "DeviceError": RuntimeError,
     "LabelError": ValueError,
     "BudgetError": ValueError,
+    "RoutingError": ValueError,
     "ConfigError": ValueError,
     "CheckpointError": ValueError,
     "DataError": ValueError,

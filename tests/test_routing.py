@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adaptok import Context, Router, Routing, Tokens
-from adaptok.errors import DtypeError, ShapeError
+from adaptok.errors import DtypeError, RoutingError, ShapeError
 
 
 def test_a_tie_with_the_threshold_is_not_kept():
@@ -58,3 +58,11 @@ def test_a_router_of_ten_lines():
 
     routing = Norm()(Tokens(torch.randn(2, 6, 4), (2, 3)), Context())
     assert routing.keep_prob.shape == (2, 6)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5])
+def test_what_is_no_probability_is_refused(value):
+    prob = torch.rand(2, 5)
+    prob[1, 3] = value
+    with pytest.raises(RoutingError, match=r"probabilities in \[0, 1\].*sigmoid"):
+        Routing(prob)

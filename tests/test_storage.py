@@ -66,12 +66,13 @@ def test_a_folder_is_replaced_and_nothing_of_the_old_one_stays(tmp_path):
     target = tmp_path / "model"
     with write_folder(target) as unfinished:
         (unfinished / "a.txt").write_text("old")
-        (unfinished / "only-old.txt").write_text("old")
+        (unfinished / "b.txt").write_text("old")
     with write_folder(str(target)) as unfinished:
         assert list(unfinished.iterdir()) == []
         (unfinished / "a.txt").write_text("new")
+        (unfinished / "b.txt").write_text("new")
         assert (target / "a.txt").read_text() == "old"
-    assert contents(tmp_path) == {"model": None, "model/a.txt": "new"}
+    assert contents(tmp_path) == {"model": None, "model/a.txt": "new", "model/b.txt": "new"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -290,3 +291,21 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     ):
         pass
     assert (tmp_path / "model").read_text() == "a file"
+
+
+def test_a_folder_with_other_files_is_never_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with (
+        pytest.raises(StorageError, match=r"holds other files \(thesis\.txt\).*new folder"),
+        write_folder(tmp_path / "mine") as folder,
+    ):
+        (folder / "a").write_text("new")
+    assert contents(tmp_path) == {"mine": None, "mine/thesis.txt": "precious"}
+
+
+def test_files_are_readable_as_the_umask_says(tmp_path):
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+    (tmp_path / "b").touch()
+    modes = {(tmp_path / name).stat().st_mode for name in ("a.safetensors", "b")}
+    assert len(modes) == 1

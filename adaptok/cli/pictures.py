@@ -70,7 +70,9 @@ def read_label(text: str, trained: TrainedModel) -> int:
 
 def name_label(label: int, card: ModelCard) -> str:
     """Return the name of a class, or its number."""
-    return card.class_names[label] if label < len(card.class_names) else f"class {label}"
+    if not card.class_names:
+        return f"class {label}"
+    return card.class_names[label] if label < len(card.class_names) else "no class"
 
 
 @contextmanager

@@ -215,7 +215,7 @@ def train(
     The same command goes on after Ctrl-C, a crash or a kill. Channels, latent size and classes
     follow from the data. On several GPUs or machines: `accelerate launch -m adaptok train ...`
 
-    Example: `adaptok train -o runs/first --hidden-size 128 --depth 4 --num-heads 4 --image-size 32
+    Example: `adaptok train -o runs/first --hidden-size 160 --depth 4 --num-heads 4 --image-size 32
     --objective flow --steps 2000 --batch-size 32 --lr 3e-4 --ema 0.999`
     """
     given = {name: value for name, value in locals().items() if value not in (None, [])}

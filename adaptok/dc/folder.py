@@ -69,7 +69,7 @@ def save_model(
     Args:
         model: the model.
         card: how to use it.
-        folder: where to; it is replaced.
+        folder: where to; a model that is there is replaced, anything else is refused.
         dtype: precision of the weights on disk; None keeps theirs.
 
     Raises:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptok.dc.folder import ModelCard, build_model, save_model
+from adaptok.dc.folder import CARD_FILE, WEIGHTS_FILE, ModelCard, build_model, save_model
 from adaptok.errors import AdaptokError, ConfigError, StorageError
 from adaptok.optional import import_optional
+from adaptok.storage import refuse_foreign_files
 from adaptok.train.batches import (
     Share,
     StepBatches,
@@ -209,6 +210,7 @@ class Run:
             self.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot make the folder {self.output}: {error}") from error
+        refuse_foreign_files(self.output / MODEL_FOLDER, {WEIGHTS_FILE, CARD_FILE})
         remove_leftovers(self.output)
         self.config.to_json_file(self.output / CONFIG_FILE)
         last = cut_log(self.output, self.step)

@@ -46,7 +46,7 @@ def test_more_images_than_a_row_holds(run, model_folder, tmp_path):
         "sample", "--model", model_folder, "-l", "none", "-n", 9, "--steps", 2, "-o", tmp_path
     )
     assert result.exit_code == 0, result.output
-    assert len(list(tmp_path.glob("*-class-8-seed*.png"))) == 9
+    assert len(list(tmp_path.glob("*-no-class-seed*.png"))) == 9
 
 
 def test_guided(run, model_folder, tmp_path):
