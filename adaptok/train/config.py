@@ -131,6 +131,11 @@ class TrainConfig(Config):
             )
         if self.objective != "flow" and (self.flow_times, self.flow_shift) != ("uniform", 1.0):
             raise ValueError('flow_times and flow_shift need objective="flow"')
+        if isinstance(self.model, DCDiTConfig) and self.model.layout == "fixed":
+            raise ValueError(
+                'layout "fixed" needs one exact count, and training draws tail-drop fractions: '
+                'train with layout "packed" or "bucketed"; the weights fit every layout'
+            )
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}"

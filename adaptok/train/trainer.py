@@ -100,6 +100,12 @@ def train(
     """
     if stop_after is not None and stop_after < 1:
         raise ConfigError(f"stop_after is at least 1 step, got {stop_after}")
+    data, folder = Path(config.data).absolute(), Path(output).absolute()
+    if data.is_dir() and (folder == data or data in folder.parents):
+        raise ConfigError(
+            f"the output folder {output} lies in the data folder {config.data}, where checkpoints "
+            "would count as images: choose a folder outside of it"
+        )
     accelerator = start_accelerator()
     share = Share(accelerator.process_index, accelerator.num_processes)
     check_share(config, share.ranks)

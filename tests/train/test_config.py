@@ -164,3 +164,9 @@ def test_options_that_a_saved_run_lacks_count_as_different(make_config):
     del saved["flip"]
     with pytest.raises(ConfigError, match="flip=None was saved and False came"):
         check_same_run(make_config(), saved)
+
+
+def test_the_fixed_layout_is_refused_before_anything_is_made():
+    model = DCDiTConfig(hidden_size=32, depth=1, num_heads=2, layout="fixed")
+    with pytest.raises(ConfigError, match=r'layout "fixed" needs one exact count.*fit every layout'):
+        TrainConfig(model=model)

@@ -390,3 +390,11 @@ def test_two_processes_learn_the_same_as_one(make_config, tmp_path):
     for a, b in zip(*logs, strict=True):
         assert (a.kept, a.drop) == pytest.approx((b.kept, b.drop))
         assert a.loss == pytest.approx(b.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("inside", [".", "runs/first"])
+def test_an_output_in_the_data_folder_is_refused(tmp_path, inside):
+    (tmp_path / "red").mkdir()
+    with pytest.raises(ConfigError, match="lies in the data folder"):
+        train(TrainConfig(data=str(tmp_path)), tmp_path / inside)
+    assert [path.name for path in tmp_path.iterdir()] == ["red"]
