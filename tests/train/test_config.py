@@ -168,5 +168,7 @@ def test_options_that_a_saved_run_lacks_count_as_different(make_config):
 
 def test_the_fixed_layout_is_refused_before_anything_is_made():
     model = DCDiTConfig(hidden_size=32, depth=1, num_heads=2, layout="fixed")
-    with pytest.raises(ConfigError, match=r'layout "fixed" needs one exact count.*fit every layout'):
+    with pytest.raises(
+        ConfigError, match=r'layout "fixed" needs one exact count.*fit every layout'
+    ):
         TrainConfig(model=model)
