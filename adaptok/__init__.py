@@ -17,24 +17,40 @@ from adaptok.errors import AdaptokError
 
 if TYPE_CHECKING:
     from adaptok import losses
-    from adaptok.budgets import Budget, budget, set_budget
+    from adaptok.backbones.plain import ListBackbone
+    from adaptok.blocks import AdaptiveBlocks
+    from adaptok.budgeted import budget, set_budget
+    from adaptok.budgets import Budget
+    from adaptok.calls import BlockCall, HostNumbers, TokenInput
     from adaptok.chunking import Chunker, ChunkPlan, Dechunker, Provenance
     from adaptok.dc import DCDiT, DCDiTConfig
     from adaptok.discovery import (
         available,
         describe,
+        register_backbone,
         register_chunker,
         register_dechunker,
         register_router,
+        register_stage,
     )
     from adaptok.hookspecs import hookimpl
+    from adaptok.hosts import Backbone, HostInputs
+    from adaptok.parts import PartConfig
     from adaptok.routing import Context, Router, Routing
+    from adaptok.stages import BlockRange, Effects, Stage
     from adaptok.tokens import Tokens
+    from adaptok.tracing import collect_losses, request, trace
+    from adaptok.wrap_config import WrapConfig
+    from adaptok.wrapping import is_wrapped, unwrap, wrap
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveBlocks",
     "AdaptokError",
+    "Backbone",
+    "BlockCall",
+    "BlockRange",
     "Budget",
     "ChunkPlan",
     "Chunker",
@@ -42,23 +58,43 @@ __all__ = [
     "DCDiT",
     "DCDiTConfig",
     "Dechunker",
+    "Effects",
+    "HostInputs",
+    "HostNumbers",
+    "ListBackbone",
+    "PartConfig",
     "Provenance",
     "Router",
     "Routing",
+    "Stage",
+    "TokenInput",
     "Tokens",
+    "WrapConfig",
     "available",
     "budget",
+    "collect_losses",
     "describe",
     "hookimpl",
+    "is_wrapped",
     "losses",
+    "register_backbone",
     "register_chunker",
     "register_dechunker",
     "register_router",
+    "register_stage",
+    "request",
     "set_budget",
+    "trace",
+    "unwrap",
+    "wrap",
 ]
 
 # Everything comes when it is asked for: the core imports no method, and `adaptok --help` no torch.
 HOMES = {
+    "AdaptiveBlocks": "blocks",
+    "Backbone": "hosts",
+    "BlockCall": "calls",
+    "BlockRange": "stages",
     "Budget": "budgets",
     "ChunkPlan": "chunking",
     "Chunker": "chunking",
@@ -66,18 +102,34 @@ HOMES = {
     "DCDiT": "dc",
     "DCDiTConfig": "dc",
     "Dechunker": "chunking",
+    "Effects": "stages",
+    "HostInputs": "hosts",
+    "HostNumbers": "calls",
+    "ListBackbone": "backbones.plain",
+    "PartConfig": "parts",
     "Provenance": "chunking",
     "Router": "routing",
     "Routing": "routing",
+    "Stage": "stages",
+    "TokenInput": "calls",
     "Tokens": "tokens",
+    "WrapConfig": "wrap_config",
     "available": "discovery",
-    "budget": "budgets",
+    "budget": "budgeted",
+    "collect_losses": "tracing",
     "describe": "discovery",
     "hookimpl": "hookspecs",
+    "is_wrapped": "wrapping",
+    "register_backbone": "discovery",
     "register_chunker": "discovery",
     "register_dechunker": "discovery",
     "register_router": "discovery",
-    "set_budget": "budgets",
+    "register_stage": "discovery",
+    "request": "tracing",
+    "set_budget": "budgeted",
+    "trace": "tracing",
+    "unwrap": "wrapping",
+    "wrap": "wrapping",
 }
 SUBMODULES = {
     "attention",

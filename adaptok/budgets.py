@@ -1,18 +1,18 @@
 """Budgets: how many cells a sample may keep, and which ones that are."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
 
 from adaptok.errors import BudgetError
 from adaptok.routing import Routing
 
 Amount = float | Sequence[float] | Tensor
+AMOUNTS = ("keep", "tokens", "drop")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +29,10 @@ class Budget:
         drop: fraction of the naturally kept cells to drop, in [0, 1): of a sample's `k` kept
             cells, the `floor(drop * k)` with the lowest keep probability go.
 
+        places: a tensor whose *length* is the exact number of cells to keep, on any device; a
+            compiled graph then sees a length that may change, and not a number that it is made
+            for (`Budget.carried`).
+
     Raises:
         BudgetError: two of them came, or a value is out of range or not finite.
 
@@ -44,23 +48,48 @@ class Budget:
     keep: Amount | None = None
     tokens: Amount | None = None
     drop: Amount | None = None
+    places: Shaped[Tensor, " m"] | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("keep", "tokens", "drop") if getattr(self, name) is not None]
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         if len(given) > 1:
             raise BudgetError(f"{' and '.join(given)} exclude each other: give one of them")
         for name in given:
-            check_amount(name, getattr(self, name))
+            if name != "places":
+                check_amount(name, getattr(self, name))
+
+    def carried(self, num_cells: int, device: torch.device | str = "cpu") -> "Budget":
+        """Return the same exact budget for a grid, its count carried by a tensor's length.
+
+        Args:
+            num_cells: number of cells of a sample (`n`).
+            device: where the tensor lies.
+
+        Returns:
+            The budget.
+
+        Raises:
+            BudgetError: there is no one exact count.
+        """
+        return Budget(places=torch.zeros(self.count(num_cells), dtype=torch.bool, device=device))
 
     @property
     def is_natural(self) -> bool:
         """Whether the router's own threshold decides."""
-        return self.keep is None and self.tokens is None and self.drop is None
+        return all(getattr(self, name) is None for name in AMOUNTS) and self.places is None
 
     @property
     def is_exact(self) -> bool:
         """Whether the number of kept cells is known before the router has run."""
-        return self.keep is not None or self.tokens is not None
+        return self.places is not None or self.keep is not None or self.tokens is not None
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every sample keeps the same exact count, known before the router has run."""
+        if self.places is not None:
+            return True
+        amount = self.keep if self.keep is not None else self.tokens
+        return isinstance(amount, int | float)
 
     def count(self, num_cells: int) -> int:
         """Return the one number of cells that every sample keeps.
@@ -74,6 +103,8 @@ class Budget:
         Raises:
             BudgetError: the budget has no exact count, or not the same one for all samples.
         """
+        if self.places is not None:
+            return self.places.shape[0]
         if not self.is_exact:
             raise BudgetError(
                 f"an exact count needs keep= or tokens=, got {self.describe()}: with a natural "
@@ -96,7 +127,7 @@ class Budget:
 
     def first_values(self) -> dict[str, Tensor]:
         """Return the first value of each tensor of the budget, on the host."""
-        amounts = {field.name: getattr(self, field.name) for field in fields(self)}
+        amounts = {name: getattr(self, name) for name in AMOUNTS}
         return {
             name: amount.detach().flatten()[:1].cpu()
             for name, amount in amounts.items()
@@ -105,11 +136,13 @@ class Budget:
 
     def describe(self) -> str:
         """Say in words what the budget is."""
-        for field in fields(self):
-            amount = getattr(self, field.name)
+        if self.places is not None:
+            return f"tokens={self.places.shape[0]}"
+        for name in AMOUNTS:
+            amount = getattr(self, name)
             if amount is not None:
                 values = [round(float(value), 4) for value in listed(amount)]
-                return f"{field.name}={values[0] if len(values) == 1 else values}"
+                return f"{name}={values[0] if len(values) == 1 else values}"
         return "the natural budget"
 
 
@@ -190,6 +223,8 @@ def count_kept(budget: Budget, natural: Int[Tensor, " b"], num_cells: int) -> In
         tensor([7, 5, 1])
     """
     b, device = natural.shape[0], natural.device
+    if budget.places is not None:
+        return torch.full((b,), budget.places.shape[0], device=device).clamp(max=num_cells)
     if budget.keep is not None:
         if isinstance(budget.keep, Tensor):
             wanted = spread_amount(budget.keep, b, device) * num_cells + 0.5
@@ -277,106 +312,3 @@ def select_cells(prob: Float[Tensor, "b n"], count: int) -> Int[Tensor, "b m"]:
     """Return the flat indices of the `count` most probable cells, in ascending order."""
     order = prob.argsort(dim=1, descending=True, stable=True)
     return order[:, :count].sort(dim=1).values
-
-
-class Budgeted(nn.Module):
-    """A module whose number of kept cells `set_budget` can change.
-
-    The setting is configuration like a module's train mode, not a result of a forward pass.
-    """
-
-    budget_setting: Budget = Budget()
-
-
-def merge_budget(
-    setting: Budget,
-    *,
-    keep: Amount | None = None,
-    tokens: Amount | None = None,
-    drop: Amount | None = None,
-) -> Budget:
-    """Return the budget of one call: what the call says, else what was set before."""
-    called = Budget(keep=keep, tokens=tokens, drop=drop)
-    return setting if called.is_natural else called
-
-
-def set_budget(
-    model: nn.Module,
-    *,
-    keep: Amount | None = None,
-    tokens: Amount | None = None,
-    drop: Amount | None = None,
-) -> None:
-    """Set how many cells an adaptive model keeps from now on; nothing given: natural.
-
-    Args:
-        model: a model with adaptive parts.
-        keep: fraction of the cells, one number or one per sample.
-        tokens: exact count, one number or one per sample.
-        drop: tail-drop fraction, one number or one per sample.
-
-    Raises:
-        BudgetError: the model has no adaptive part, or the budget is not valid.
-
-    Example:
-        >>> import adaptok
-        >>> config = adaptok.DCDiTConfig(hidden_size=64, depth=1, num_heads=2, latent_size=8)
-        >>> model = adaptok.DCDiT(config)
-        >>> set_budget(model, keep=0.5)
-        >>> model.budget_setting.describe()
-        'keep=0.5'
-    """
-    chosen = Budget(keep=keep, tokens=tokens, drop=drop)
-    for part in find_budgeted(model):
-        part.budget_setting = chosen
-
-
-@contextmanager
-def budget(
-    model: nn.Module,
-    *,
-    keep: Amount | None = None,
-    tokens: Amount | None = None,
-    drop: Amount | None = None,
-) -> Iterator[nn.Module]:
-    """Set a budget for the calls inside a `with` block, and restore the old one after it.
-
-    Args:
-        model: a model with adaptive parts.
-        keep: fraction of the cells, one number or one per sample.
-        tokens: exact count, one number or one per sample.
-        drop: tail-drop fraction, one number or one per sample.
-
-    Yields:
-        The model.
-
-    Raises:
-        BudgetError: the model has no adaptive part, or the budget is not valid.
-
-    Example:
-        >>> import adaptok
-        >>> config = adaptok.DCDiTConfig(hidden_size=64, depth=1, num_heads=2, latent_size=8)
-        >>> model = adaptok.DCDiT(config)
-        >>> with budget(model, drop=0.3):
-        ...     model.budget_setting.describe()
-        'drop=0.3'
-    """
-    parts = find_budgeted(model)
-    before = [part.budget_setting for part in parts]
-    set_budget(model, keep=keep, tokens=tokens, drop=drop)
-    try:
-        yield model
-    finally:
-        for part, setting in zip(parts, before, strict=True):
-            part.budget_setting = setting
-
-
-def find_budgeted(model: nn.Module) -> list[Budgeted]:
-    """Return the parts of a model that take a budget, or raise if it has none."""
-    parts = [module for module in model.modules() if isinstance(module, Budgeted)]
-    if not parts:
-        raise BudgetError(
-            f"{type(model).__name__} has no adaptive part that takes a budget: "
-            "wrap it, or use a model such as adaptok.DCDiT"
-        )
-    return parts

@@ -195,6 +195,17 @@ class Chunker(nn.Module, ABC):
             The short tokens, and the plan that the dechunker needs.
         """
 
+    def losses(self, routing: Routing) -> dict[str, Tensor]:
+        """Return auxiliary losses of one decision by name, for `adaptok.collect_losses`.
+
+        Args:
+            routing: what the router said, with the mask of the budget.
+
+        Returns:
+            Scalars by name; none unless a chunker has some.
+        """
+        return {}
+
 
 class Dechunker(nn.Module, ABC):
     """Turns few tokens into one per cell again."""

@@ -14,7 +14,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 import pluggy
-from torch import nn
 
 from adaptok import hookspecs
 from adaptok.errors import PluginError, PluginWarning, UnknownNameError
@@ -24,7 +23,7 @@ GROUP = "adaptok"
 # The reference method comes through the same door; without it the installation is stale.
 OWN, OWN_MODULE = "dc", "adaptok.dc.plugin"
 PLURALS: dict[str, Kind] = {f"{kind}s": kind for kind in INTERFACES}
-Part = TypeVar("Part", bound=type[nn.Module])
+Part = TypeVar("Part", bound=type[Any])
 
 
 class PluginHost:
@@ -143,7 +142,7 @@ def print_call(
 HOST = PluginHost()
 
 
-def find_part(kind: Kind, name: str) -> type[nn.Module]:
+def find_part(kind: Kind, name: str) -> type[Any]:
     """Return the class that a name stands for.
 
     Args:
@@ -159,17 +158,31 @@ def find_part(kind: Kind, name: str) -> type[nn.Module]:
 
     Example:
         >>> find_part("router", "dc").__name__
-        'DCRouter'
+        'HostRouter'
     """
     HOST.load_all()
     return HOST.registry.find(kind, name).load()
+
+
+def name_of_part(kind: Kind, cls: type[object]) -> str | None:
+    """Return the name that a class is registered by, or None.
+
+    Args:
+        kind: `"router"`, `"chunker"`, `"dechunker"`, `"stage"` or `"backbone"`.
+        cls: the class.
+    """
+    HOST.load_all()
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    entries = HOST.registry.entries.values()
+    return next((e.name for e in entries if e.kind == kind and e.path == path), None)
 
 
 def available(kinds: str | None = None) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
     """Return the names that can be used.
 
     Args:
-        kinds: `"routers"`, `"chunkers"` or `"dechunkers"`; None means all kinds.
+        kinds: `"routers"`, `"chunkers"`, `"dechunkers"`, `"stages"` or `"backbones"`; None means
+            all kinds.
 
     Returns:
         The sorted names, or the names by kind.
@@ -224,9 +237,9 @@ def describe(name: str) -> Description:
 
     Example:
         >>> print(describe("dc"))
-        router 'dc' (dc, adaptok.dc:DCRouter): Predicts each cell from its surroundings and ...
-        chunker 'dc' (dc, adaptok.dc:DCChunker): Keeps the cells that routing and budget choose.
-        dechunker 'dc' (dc, adaptok.dc:DCDechunker): Gives each cell the smoothed token of its ...
+        router 'dc' (dc, adaptok.dc.host:HostRouter): Ranks cells by an untrained router, plus ...
+        chunker 'dc' (dc, adaptok.dc.host:HostChunker): Keeps the cells that routing and budget ...
+        dechunker 'dc' (dc, adaptok.dc.host:HostDechunker): Kept cells take what came of their ...
     """
     HOST.load_all()
     entries = tuple(
@@ -325,3 +338,35 @@ def register_dechunker(name: str) -> Callable[[Part], Part]:
         True
     """
     return register_part("dechunker", name)
+
+
+def register_stage(name: str) -> Callable[[Part], Part]:
+    """Register a stage class under a name; otherwise as `register_router`.
+
+    Example:
+        >>> import adaptok
+        >>> @register_stage("nothing")
+        ... class Nothing(adaptok.Stage):
+        ...     effects = adaptok.Effects("tokens")
+        ...     def forward(self, inner, call):
+        ...         return inner(call)
+        >>> "nothing" in available("stages")
+        True
+    """
+    return register_part("stage", name)
+
+
+def register_backbone(name: str) -> Callable[[Part], Part]:
+    """Register a backbone class under a name; otherwise as `register_router`.
+
+    Backbones that are registered later are asked first by `adaptok.wrap`.
+
+    Example:
+        >>> from adaptok.backbones.plain import ListBackbone
+        >>> @register_backbone("mine")
+        ... class Mine(ListBackbone):
+        ...     name = "mine"
+        >>> "mine" in available("backbones")
+        True
+    """
+    return register_part("backbone", name)

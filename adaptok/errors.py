@@ -71,3 +71,39 @@ class PluginError(AdaptokError, RuntimeError):
 
 class PluginWarning(UserWarning):
     """A plug-in was skipped because it is broken; everything else works."""
+
+
+class WrapError(AdaptokError, ValueError):
+    """A model cannot be wrapped or unwrapped as asked; it is as it was before."""
+
+
+class UnsupportedModelError(WrapError, TypeError):
+    """No backbone adapter knows this model."""
+
+
+class AlreadyWrappedError(WrapError):
+    """The model is wrapped already."""
+
+
+class NotWrappedError(WrapError):
+    """The model is not wrapped."""
+
+
+class ProbeError(WrapError):
+    """A fresh wrap did not do what it promises: identity, fewer tokens, one entry."""
+
+
+class HostOptionError(AdaptokError, TypeError):
+    """A host was asked for something that reaches into single blocks of a wrapped model."""
+
+
+class HandOverError(AdaptokError, RuntimeError):
+    """The blocks of a wrapped model were called without the numbers that they need."""
+
+
+class StackError(WrapError):
+    """Stages cannot run together, or not on this host."""
+
+
+class FullBudgetWarning(UserWarning):
+    """A fresh wrap has no budget and keeps every cell, so that nothing gets faster yet."""

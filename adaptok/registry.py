@@ -1,4 +1,4 @@
-"""Names of routers, chunkers and dechunkers, and the classes behind them."""
+"""Names of routers, chunkers, dechunkers, stages and backbones, and the classes behind them."""
 
 import difflib
 import inspect
@@ -7,21 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal
-
-from torch import nn
+from typing import Any, Literal
 
 from adaptok.chunking import Chunker, Dechunker
 from adaptok.errors import MissingPackageError, PluginError, RegistryError, UnknownNameError
+from adaptok.hosts import Backbone
 from adaptok.routing import Router
+from adaptok.stages import Stage
 
-Kind = Literal["router", "chunker", "dechunker"]
-Target = type[nn.Module] | str
+Kind = Literal["router", "chunker", "dechunker", "stage", "backbone"]
+Target = type[Any] | str
 
-INTERFACES: dict[Kind, type[nn.Module]] = {
+INTERFACES: dict[Kind, type[Any]] = {
     "router": Router,
     "chunker": Chunker,
     "dechunker": Dechunker,
+    "stage": Stage,
+    "backbone": Backbone,
 }
 NAME = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 NOTEBOOK = "__main__"
@@ -32,7 +34,7 @@ class Entry:
     """A name and what it stands for.
 
     Args:
-        kind: `"router"`, `"chunker"` or `"dechunker"`.
+        kind: `"router"`, `"chunker"`, `"dechunker"`, `"stage"` or `"backbone"`.
         name: the name.
         target: a class, or `"module:Class"`, imported when it is first asked for.
         origin: the plug-in that registered it.
@@ -52,7 +54,7 @@ class Entry:
             return self.target
         return f"{self.target.__module__}:{self.target.__qualname__}"
 
-    def load(self) -> type[nn.Module]:
+    def load(self) -> type[Any]:
         """Import the class and check that it is of its kind.
 
         Returns:
@@ -121,6 +123,14 @@ class Registry:
         """Register a dechunker; see `router`."""
         self.add("dechunker", name, target, install)
 
+    def stage(self, name: str, target: Target, *, install: str | None = None) -> None:
+        """Register a stage; see `router`."""
+        self.add("stage", name, target, install)
+
+    def backbone(self, name: str, target: Target, *, install: str | None = None) -> None:
+        """Register the adapter of a family of hosts; see `router`."""
+        self.add("backbone", name, target, install)
+
     def add(self, kind: Kind, name: str, target: Target, install: str | None = None) -> None:
         """Register a name of any kind; see `router`."""
         if not NAME.fullmatch(str(name)):
@@ -169,7 +179,7 @@ class Registry:
         """Return what a name stands for.
 
         Args:
-            kind: `"router"`, `"chunker"` or `"dechunker"`.
+            kind: `"router"`, `"chunker"`, `"dechunker"`, `"stage"` or `"backbone"`.
             name: its name.
 
         Returns:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -123,6 +124,9 @@ class Router(nn.Module, ABC):
         >>> routing.keep_prob.shape
         torch.Size([1, 4])
     """
+
+    # Whether a fresh one keeps every cell of itself, so that a new wrap changes nothing.
+    starts_full: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, tokens: Tokens, context: Context) -> Routing:

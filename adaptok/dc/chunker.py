@@ -62,6 +62,14 @@ class DCChunker(Chunker):
 
     def forward(self, tokens: Tokens, routing: Routing, budget: Budget) -> tuple[Tokens, ChunkPlan]:
         """Keep the chosen cells (see `Chunker.forward`)."""
+        self.check_tokens(tokens, routing)
+        if self.layout == "fixed":
+            return chunk_fixed(tokens, routing, budget)
+        routing = apply_budget(routing, budget)
+        return chunk_ragged(tokens, routing, self.buckets if self.layout == "bucketed" else None)
+
+    def check_tokens(self, tokens: Tokens, routing: Routing) -> None:
+        """Raise a `ShapeError` unless there is one token and one probability per cell."""
         partial = tokens.cells is not None or tokens.valid is not None
         if tokens.grid is None or tokens.is_packed or partial:
             raise ShapeError("this chunker takes dense tokens, one per cell of a known grid")
@@ -70,10 +78,6 @@ class DCChunker(Chunker):
                 f"the routing has the shape {tuple(routing.keep_prob.shape)} and the tokens "
                 f"{tuple(tokens.x.shape[:2])}: one probability per cell is needed"
             )
-        if self.layout == "fixed":
-            return chunk_fixed(tokens, routing, budget)
-        routing = apply_budget(routing, budget)
-        return chunk_ragged(tokens, routing, self.buckets if self.layout == "bucketed" else None)
 
 
 def chunk_ragged(

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adaptok.attention import Ragged
-from adaptok.budgets import Amount, Budget, Budgeted, listed, merge_budget, spread_amount
+from adaptok.budgeted import Budgeted, merge_budget, pair_budgets
+from adaptok.budgets import Amount, Budget
 from adaptok.chunking import ChunkPlan
 from adaptok.dc.blocks import (
     Backbone,
@@ -27,7 +28,7 @@ from adaptok.dc.position import encode_grid
 from adaptok.dc.router import DCRouter
 from adaptok.dc.scaffold import ConvStack, LabelEmbedder, TimestepEmbedder
 from adaptok.diffusion.guidance import combine_halves
-from adaptok.errors import BudgetError, ShapeError
+from adaptok.errors import ShapeError
 from adaptok.routing import Context, Routing
 from adaptok.tokens import Tokens
 
@@ -273,60 +274,3 @@ class DCDiT(Budgeted):
     def reference_state_dict(self) -> dict[str, Tensor]:
         """Return the weights under the names of the published checkpoints."""
         return to_reference(self.state_dict())
-
-
-def pair_budgets(cond: Budget, uncond: Budget, half: int) -> Budget:
-    """Join the budgets of the conditional and the unconditional half of a batch.
-
-    Args:
-        cond: budget of the first half.
-        uncond: budget of the second half.
-        half: samples of a half.
-
-    Returns:
-        One budget, with one value per sample where the halves differ.
-
-    Raises:
-        BudgetError: one half has an exact count and the other a natural one, or the exact
-            counts are of different kinds.
-
-    Example:
-        >>> pair_budgets(Budget(drop=0.0), Budget(drop=0.9), 2).describe()
-        'drop=[0.0, 0.0, 0.9, 0.9]'
-    """
-    pairs = {
-        "keep": (cond.keep, uncond.keep),
-        "tokens": (cond.tokens, uncond.tokens),
-        "drop": (cond.drop, uncond.drop),
-    }
-    if cond.is_natural != uncond.is_natural:  # a natural half drops nothing
-        first, second = pairs["drop"]
-        pairs["drop"] = (0.0 if first is None else first, 0.0 if second is None else second)
-    joined: dict[str, Amount] = {}
-    for name, (first, second) in pairs.items():
-        if first is None and second is None:
-            continue
-        if joined or first is None or second is None:
-            raise BudgetError(
-                f"the conditional half has {cond.describe()} and the unconditional half "
-                f"{uncond.describe()}: give both halves the same kind of budget"
-            )
-        joined[name] = join_amounts(first, second, half)
-    return Budget(**joined)
-
-
-def join_amounts(first: Amount, second: Amount, half: int) -> Amount:
-    """Return one amount for two halves; numbers stay numbers, so that they count exactly."""
-    if isinstance(first, Tensor) or isinstance(second, Tensor):
-        devices = [side.device for side in (first, second) if isinstance(side, Tensor)]
-        return torch.cat([spread_amount(side, half, devices[0]) for side in (first, second)])
-    sides = [listed(side) for side in (first, second)]
-    if sides[0] == sides[1] and len(sides[0]) == 1:
-        return sides[0][0]
-    for side in sides:
-        if len(side) not in (1, half):
-            raise BudgetError(
-                f"one value per sample means {half} values for a half, got {len(side)}: give one "
-                "number or one per sample"
-            )
-    return [value for side in sides for value in (side if len(side) == half else side * half)]

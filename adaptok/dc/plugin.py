@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def adaptok_register(registry: "Registry") -> None:
-    """Register router, chunker and dechunker."""
-    registry.router("dc", "adaptok.dc:DCRouter")
-    registry.chunker("dc", "adaptok.dc:DCChunker")
-    registry.dechunker("dc", "adaptok.dc:DCDechunker")
+    """Register the parts that run inside a host; `adaptok.DCDiT` has its own."""
+    registry.router("dc", "adaptok.dc.host:HostRouter")
+    registry.chunker("dc", "adaptok.dc.host:HostChunker")
+    registry.dechunker("dc", "adaptok.dc.host:HostDechunker")

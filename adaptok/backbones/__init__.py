@@ -1,0 +1,1 @@
+"""Adapters of the families of hosts that `adaptok.wrap` knows; one file each."""

@@ -1,0 +1,226 @@
+"""AdaptiveBlocks: stands where a host kept its block list, and owns the loop over it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, overload
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from adaptok.calls import BlockCall, HostNumbers, Observer
+from adaptok.checkpointing import is_checkpointed, shield
+from adaptok.config import Config
+from adaptok.errors import HandOverError, HostOptionError
+from adaptok.hosts import Backbone
+from adaptok.stages import BlockRange, Stage
+
+PARTS = "adaptok"  # name of the one child that is not the host's
+
+
+class BlockContainer(nn.Module):
+    """A block list of a host that is run by somebody else; its children keep their names.
+
+    Args:
+        original: the host's own container, which `unwrap` puts back.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        # in a tuple, so that the container is not registered and its keys do not appear twice
+        self.original = (original,)
+        self.names = tuple(name for name, _ in original.named_children())
+        for name, block in original.named_children():
+            self.add_module(name, block)
+        self.training = original.training
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The host's blocks."""
+        modules = [self._modules[name] for name in self.names]
+        return [module for module in modules if module is not None]
+
+    def restore(self) -> nn.Module:
+        """Return the host's own container, with the blocks that are here now."""
+        (original,) = self.original
+        for name in self.names:
+            original._modules[name] = self._modules[name]
+        original.training = self.training
+        return original
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        yield from ()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        # a TypeError, so that list() of the container still works
+        raise HostOptionError(
+            "the blocks of a wrapped model are run as one: whoever counts them wants single blocks "
+            "(timm's forward_intermediates and prune_intermediate_layers do). Call "
+            "adaptok.unwrap(model) before, or read routings and plans by adaptok.trace(model)"
+        )
+
+    @overload
+    def __getitem__(self, index: int | str) -> nn.Module: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[nn.Module]: ...
+
+    def __getitem__(self, index: int | str | slice) -> nn.Module | list[nn.Module]:
+        if isinstance(index, slice):
+            picked = range(len(self.names))[index]
+            if picked == range(len(self.names)):
+                return list(self)  # all of them: the loop is ours
+            return self.blocks[index]
+        if isinstance(index, str):
+            return self.get_submodule(index)
+        return self.blocks[index]
+
+    def __setitem__(self, index: int, block: nn.Module) -> None:
+        setattr(self, self.names[index], block)
+
+
+class FollowingBlocks(BlockContainer):
+    """The second of two containers in a row: its blocks are run by the first one's."""
+
+
+class AdaptiveBlocks(BlockContainer):
+    """The block list of a wrapped model: runs its stages, and the host's blocks inside them.
+
+    Args:
+        original: the host's own container.
+        backbone: the adapter of the host.
+        stages: outermost first, by name.
+        span: first block inside the stages, and the one behind the last.
+        followers: containers whose blocks come after these.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        backbone: Backbone,
+        stages: Mapping[str, Stage],
+        span: tuple[int, int],
+        followers: tuple[FollowingBlocks, ...] = (),
+    ) -> None:
+        super().__init__(original)
+        self.backbone = backbone
+        self.span = span
+        self.followers = followers  # in a tuple: registered where the host has them
+        self.add_module(PARTS, nn.ModuleDict(dict(stages)))
+        self.numbers: HostNumbers | None = None  # plain numbers, from the entrance
+        self.request: tuple[str, str | None] | None = None
+        self.config: Config | None = None  # what makes this wrap again
+        # A probe that waits for the first call, because the weights are not there yet.
+        self.proof: Callable[[AdaptiveBlocks, BlockCall], None] | None = None
+        self.observers: tuple[Observer, ...] = ()
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages, outermost first."""
+        parts = self._modules[PARTS]
+        assert isinstance(parts, nn.ModuleDict)
+        return [stage for stage in parts.values() if isinstance(stage, Stage)]
+
+    @property
+    def all_blocks(self) -> list[nn.Module]:
+        """The blocks of all containers in the order in which they run."""
+        return self.blocks + [block for follower in self.followers for block in follower.blocks]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        yield self
+
+    def extra_repr(self) -> str:
+        """Show the stages, the span and the backbone."""
+        shown = [f"backbone={self.backbone.name!r}", f"span={self.span}"]
+        for stage in self.stages:
+            shown += [f"{name}={text}" for name, text in stage.describe().items()]
+        return ", ".join(shown)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Run stages and blocks on what the host calls its first block with."""
+        numbers = self.take_numbers()
+        call = self.backbone.read(numbers, args, kwargs)
+        call = replace(call, numbers=numbers, observers=self.observers)
+        if self.proof is not None and not torch.compiler.is_compiling():
+            self.proof(self, call)
+            self.proof = None
+        for observer in self.observers:
+            observer.note_entry(call)
+        if is_checkpointed():
+            with shield():
+                call = self.run(replace(call, checkpoint=True))
+        else:
+            call = self.run(call)
+        for observer in self.observers:
+            observer.note_exit(call)
+        return self.backbone.write(call)
+
+    def take_numbers(self) -> HostNumbers:
+        """Return what the host's forward handed over, once."""
+        numbers = self.numbers
+        if numbers is None:
+            raise HandOverError(
+                f"the blocks of a wrapped model ({self.backbone.family}) were called without the "
+                "grid: call the model itself, not its blocks"
+            )
+        self.numbers = None
+        if self.request is not None:
+            request, branch = self.request
+            branches = numbers.branches if branch is None else (branch,)
+            numbers = replace(numbers, request=request, branches=branches)
+        return numbers
+
+    def run(self, call: BlockCall) -> BlockCall:
+        """Run the blocks in front of the span, the stages around it, and the blocks behind it."""
+        first, last = self.span
+        call = self.run_blocks(call, 0, first)
+        call = self.run_stages(call, first, last)
+        return self.run_blocks(call, last, len(self.all_blocks))
+
+    def run_stages(self, call: BlockCall, first: int, last: int) -> BlockCall:
+        """Run the stages around some of the blocks."""
+        inner = BlockRange(
+            self.run_blocks, first, last, positions_per_sample=self.backbone.positions_per_sample
+        )
+        for stage in reversed(self.stages):
+            inner = inner.around(stage)
+        return inner(call)
+
+    def run_blocks(self, call: BlockCall, first: int, last: int) -> BlockCall:
+        """Run some of the host's blocks, as the host would."""
+        blocks = self.all_blocks
+        for index in range(first, last):
+            if call.checkpoint:
+                call = checkpoint(
+                    self.backbone.run, blocks[index], index, call, use_reentrant=False
+                )
+            else:
+                call = self.backbone.run(blocks[index], index, call)
+        return call
+
+
+class Entrance:
+    """A forward pre-hook that hands plain numbers of a call to the block list.
+
+    Args:
+        path: the submodule that it listens to.
+        leader: the block list.
+    """
+
+    def __init__(self, path: str, leader: AdaptiveBlocks) -> None:
+        self.path = path
+        self.leader = leader
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hand the numbers over."""
+        numbers = self.leader.backbone.hand_over(self.path, module, args, kwargs)
+        if numbers is not None:
+            self.leader.numbers = numbers
+
+
+def find_adaptive(model: nn.Module) -> AdaptiveBlocks | None:
+    """Return the block list of a wrapped model, or None if it is not wrapped."""
+    return next((m for m in model.modules() if isinstance(m, AdaptiveBlocks)), None)

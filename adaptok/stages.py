@@ -1,0 +1,131 @@
+"""Stages: what stands between a host and its blocks, and what each one declares."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Protocol
+
+from torch import nn
+
+from adaptok.calls import BlockCall
+from adaptok.errors import ConfigError
+
+Axis = Literal["time", "depth", "tokens", "width"]
+AXES: tuple[Axis, ...] = ("time", "depth", "tokens", "width")  # outermost first
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What a stage does to a forward pass, and what it needs; a solver orders stacks by it.
+
+    Args:
+        axis: what is saved: `"time"` (a step is reused), `"depth"` (blocks), `"tokens"`, or
+            `"width"` (heads and channels).
+        changes_count: the blocks inside see fewer tokens.
+        needs_grid: every grid cell must still have its token when the stage begins.
+        needs_attention: attention maps are read.
+        needs_keys: keys of attention are read.
+        needs_step: the diffusion step must be known.
+        keeps_state: something is kept from one forward pass to the next.
+        compilable: `torch.compile(fullgraph=True)` works with a budget of one exact count.
+
+    Raises:
+        ConfigError: there is no such axis.
+
+    Example:
+        >>> Effects("tokens", changes_count=True, needs_grid=True).axis
+        'tokens'
+    """
+
+    axis: Axis
+    changes_count: bool = False
+    needs_grid: bool = False
+    needs_attention: bool = False
+    needs_keys: bool = False
+    needs_step: bool = False
+    keeps_state: bool = False
+    compilable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.axis not in AXES:
+            raise ConfigError(f"the axis of a stage is one of {', '.join(AXES)}, got {self.axis!r}")
+
+
+class BlockRunner(Protocol):
+    """Runs the host's blocks from `first` to `last`, the last one excluded."""
+
+    def __call__(self, call: BlockCall, first: int, last: int) -> BlockCall:
+        """Run the blocks on a call and return the call after them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRange:
+    """The blocks inside a stage, with all stages between it and them.
+
+    Args:
+        run: runs some of the blocks.
+        first: the first block.
+        last: the block behind the last one.
+        packed: whether the blocks have a form that takes all samples in one run of tokens.
+        positions_per_sample: whether samples of one call may keep different cells.
+    """
+
+    run: BlockRunner
+    first: int
+    last: int
+    packed: bool = False
+    positions_per_sample: bool = True
+
+    def __call__(self, call: BlockCall) -> BlockCall:
+        """Run all of the blocks.
+
+        Args:
+            call: the tokens and what the blocks take beside them.
+
+        Returns:
+            The call after the blocks.
+        """
+        return self.run(call, self.first, self.last)
+
+    def around(self, stage: "Stage") -> "BlockRange":
+        """Return the same blocks with one more stage around them."""
+
+        def run(call: BlockCall, first: int, last: int) -> BlockCall:
+            after: BlockCall = stage(replace(self, first=first, last=last), call)
+            return after
+
+        return replace(self, run=run)
+
+
+class Stage(nn.Module, ABC):
+    """Runs the blocks inside it on what it chooses.
+
+    A subclass declares its `effects` and implements `forward`.
+
+    Example:
+        >>> class Twice(Stage):
+        ...     effects = Effects("time")
+        ...     def forward(self, inner, call):
+        ...         return inner(inner(call))
+        >>> Twice.effects.axis
+        'time'
+    """
+
+    effects: ClassVar[Effects]
+
+    @abstractmethod
+    def forward(self, inner: BlockRange, call: BlockCall) -> BlockCall:
+        """Run the inner blocks.
+
+        Args:
+            inner: the blocks inside; `inner(call)` runs all of them, `inner.run(call, 3, 5)`
+                those from 3 to 4.
+            call: the tokens, and what the blocks take beside them.
+
+        Returns:
+            The call after the blocks, with as many tokens as it came with.
+        """
+
+    def describe(self) -> Mapping[str, str]:
+        """Return what `repr` of a wrapped model shows of this stage, name by name."""
+        return {"stage": type(self).__name__}

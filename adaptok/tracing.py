@@ -1,0 +1,220 @@
+"""What a wrapped model decides, collected into objects of the caller."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from adaptok.blocks import AdaptiveBlocks, find_adaptive
+from adaptok.calls import BlockCall, Observer
+from adaptok.chunking import ChunkPlan, Provenance
+from adaptok.discovery import HOST
+from adaptok.errors import NotWrappedError
+from adaptok.routing import Routing
+from adaptok.trace_step import TraceStep
+
+
+class Trace:
+    """The steps of the calls inside an `adaptok.trace`.
+
+    Args:
+        steps: one per pass of the block list.
+    """
+
+    wants_losses = False
+
+    def __init__(self) -> None:
+        self.steps: list[TraceStep] = []
+        self.open: list[tuple[str, Routing, ChunkPlan]] = []
+        self.counter: FlopCounterMode | None = None
+        self.start = 0.0
+
+    def note_entry(self, call: BlockCall) -> None:
+        """Begin a step."""
+        self.open = []
+        self.counter = FlopCounterMode(display=False)
+        self.counter.__enter__()
+        wait_for(call.x)
+        self.start = time.perf_counter()
+
+    def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
+        """Take in a decision."""
+        self.open.append((stage, routing, plan))
+
+    def note_losses(self, losses: Mapping[str, Tensor]) -> None:
+        """Take no losses."""
+
+    def note_exit(self, call: BlockCall) -> None:
+        """End a step."""
+        wait_for(call.x)
+        ms = 1000.0 * (time.perf_counter() - self.start)
+        flops = self.leave_counter()
+        provenance = Provenance.identity(call.x.shape[0], call.num_cells, call.x.device)
+        for _, _, plan in self.open:
+            provenance = provenance.then(plan.provenance)
+        step = TraceStep(
+            call.grid,
+            tuple(stage for stage, _, _ in self.open),
+            tuple(plan.routing for _, _, plan in self.open),
+            tuple(plan for _, _, plan in self.open),
+            provenance,
+            flops,
+            ms,
+        )
+        self.steps.append(step)
+        HOST.manager.hook.adaptok_observe(event=step)
+
+    def leave_counter(self) -> int:
+        """Stop counting, also after a pass that failed, and return what was counted."""
+        if self.counter is None:
+            return 0
+        counter, self.counter = self.counter, None
+        counter.__exit__(None, None, None)
+        return int(counter.get_total_flops())
+
+
+class LossCollector:
+    """Sums the auxiliary losses of the calls inside an `adaptok.collect_losses`."""
+
+    wants_losses = True
+
+    def __init__(self) -> None:
+        self.losses: dict[str, Tensor] = {}
+
+    def note_entry(self, call: BlockCall) -> None:
+        """Take no entries."""
+
+    def note_exit(self, call: BlockCall) -> None:
+        """Take no exits."""
+
+    def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
+        """Take no plans."""
+
+    def note_losses(self, losses: Mapping[str, Tensor]) -> None:
+        """Add losses, unless a backward pass recomputes what was added before."""
+        if torch._C._current_graph_task_id() != -1:
+            return
+        for name, loss in losses.items():
+            known = self.losses.get(name)
+            self.losses[name] = loss if known is None else known + loss
+
+
+def wait_for(x: Tensor) -> None:
+    """Wait until the device has done its work, so that a clock tells the truth."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+def require_adaptive(model: nn.Module) -> AdaptiveBlocks:
+    """Return the block list of a wrapped model, or raise a `NotWrappedError`."""
+    blocks = find_adaptive(model)
+    if blocks is None:
+        raise NotWrappedError(
+            f"{type(model).__name__} is not wrapped: call adaptok.wrap(model, chunker=...) first"
+        )
+    return blocks
+
+
+@contextmanager
+def observe(model: nn.Module, observer: Observer) -> Iterator[None]:
+    """Tell an observer what a wrapped model decides inside a `with` block."""
+    blocks = require_adaptive(model)
+    before = blocks.observers
+    blocks.observers = (*before, observer)
+    try:
+        yield
+    finally:
+        blocks.observers = before
+
+
+@contextmanager
+def trace(model: nn.Module) -> Iterator[Trace]:
+    """Collect what a wrapped model decides in the calls inside a `with` block.
+
+    Args:
+        model: a wrapped model.
+
+    Yields:
+        The trace; each call adds to `trace.steps` its routings, plans, provenance, kept tokens,
+        FLOPs and milliseconds.
+
+    Raises:
+        NotWrappedError: the model is not wrapped.
+
+    Example:
+        >>> import adaptok
+        >>> from adaptok.testing import make_vit
+        >>> vit = adaptok.wrap(make_vit(), chunker="dc", budget=0.5)
+        >>> with trace(vit) as seen:
+        ...     out = vit(torch.randn(2, 3, 32, 48))
+        >>> seen.steps[0].grid, seen.steps[0].kept
+        ((4, 6), tensor([12, 12]))
+    """
+    seen = Trace()
+    with observe(model, seen):
+        try:
+            yield seen
+        finally:
+            seen.leave_counter()
+
+
+@contextmanager
+def collect_losses(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Sum the auxiliary losses of the calls of a wrapped model inside a `with` block.
+
+    Args:
+        model: a wrapped model.
+
+    Yields:
+        Losses by name, such as `losses["ratio"]`; filled while the block runs.
+
+    Raises:
+        NotWrappedError: the model is not wrapped.
+
+    Example:
+        >>> import adaptok
+        >>> from adaptok.testing import make_vit
+        >>> vit = adaptok.wrap(make_vit(), chunker="dc", budget=0.5)
+        >>> with collect_losses(vit) as losses:
+        ...     out = vit(torch.randn(2, 3, 32, 48))
+        >>> losses["ratio"].requires_grad
+        True
+    """
+    collector = LossCollector()
+    with observe(model, collector):
+        yield collector.losses
+
+
+@contextmanager
+def request(model: nn.Module, name: str, branch: str | None = None) -> Iterator[nn.Module]:
+    """Say whose step the calls inside a `with` block are, and of which guidance branch.
+
+    Args:
+        model: a wrapped model.
+        name: any name of the request.
+        branch: `"cond"` or `"uncond"` where a pipeline calls the model once per branch; None
+            leaves it to the host.
+
+    Yields:
+        The model.
+
+    Raises:
+        NotWrappedError: the model is not wrapped.
+
+    Example:
+        >>> import adaptok
+        >>> from adaptok.testing import make_vit
+        >>> vit = adaptok.wrap(make_vit(), chunker="dc", budget=0.5)
+        >>> with request(vit, "picture-1", branch="uncond"):
+        ...     out = vit(torch.randn(2, 3, 32, 48))
+    """
+    blocks = require_adaptive(model)
+    before = blocks.request
+    blocks.request = (name, branch)
+    try:
+        yield model
+    finally:
+        blocks.request = before

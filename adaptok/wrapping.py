@@ -1,0 +1,398 @@
+"""wrap and unwrap: a model of somebody else becomes adaptive, in place, and goes back."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from adaptok.blocks import AdaptiveBlocks, BlockContainer, Entrance, FollowingBlocks, find_adaptive
+from adaptok.budgeted import Budgeted
+from adaptok.budgets import Budget
+from adaptok.chunk_stage import ChunkStage
+from adaptok.chunking import Chunker, Dechunker
+from adaptok.discovery import HOST, find_part
+from adaptok.errors import (
+    AlreadyWrappedError,
+    BudgetError,
+    ConfigError,
+    FullBudgetWarning,
+    NotWrappedError,
+    StackError,
+    UnsupportedModelError,
+    WrapError,
+)
+from adaptok.hosts import Backbone, NoMatch, choose_backbone, device_of, dtype_of
+from adaptok.parts import HostFacts, PartConfig, Spec, build_part, read_spec
+from adaptok.probing import can_probe, probe, prove_call, set_submodule
+from adaptok.routing import Router
+from adaptok.stages import AXES, Stage
+from adaptok.wrap_config import BudgetConfig, WrapConfig
+
+Model = TypeVar("Model", bound=nn.Module)
+BudgetSpec = float | Mapping[str, float | Sequence[float]] | Budget
+
+
+def wrap(
+    model: Model,
+    chunker: Spec | None = None,
+    *,
+    router: Spec | None = None,
+    dechunker: Spec | None = None,
+    span: tuple[int, int] | None = None,
+    budget: BudgetSpec | None = None,
+    stack: Sequence[Spec] = (),
+    backbone: str | Backbone = "auto",
+    verify: bool = True,
+) -> Model:
+    """Make a model spend its tokens where the image needs them, in place.
+
+    The model keeps its class, its weights and the names of its state dict; new names all contain
+    `.adaptok.`. Until something is trained, it computes what it computed before as long as every
+    cell is kept.
+
+    Args:
+        model: a Vision Transformer or Diffusion Transformer.
+        chunker: how tokens become fewer: a name, a mapping such as `{"name": "dc", "layout":
+            "fixed"}`, a configuration or an instance.
+        router: what says how much each cell deserves a token, in the same four forms; None takes
+            the chunker's own.
+        dechunker: what gives all cells back, in the same four forms; None takes the chunker's own.
+        span: the first block that runs on few tokens, and the one behind the last; None means all.
+        budget: a fraction of the cells to keep, a mapping such as `{"drop": 0.3}`, or a `Budget`;
+            None is the natural budget, with which a fresh wrap keeps every cell.
+        stack: further stages, in the same four forms.
+        backbone: name of the adapter of the model's family, or an adapter; `"auto"` finds it.
+        verify: try the wrap on small inputs, and raise if it is not what it promises.
+
+    Returns:
+        The same object.
+
+    Raises:
+        AlreadyWrappedError: the model is wrapped.
+        UnsupportedModelError: no backbone fits it; the message lists what was looked for.
+        WrapError: the span lies outside the blocks, or nothing was asked for.
+        ProbeError: the wrap would not do what it promises. After each of these errors the model
+            is as it was before.
+        ConfigError: an option does not exist or has a wrong value.
+        UnknownNameError: there is no part of that name.
+
+    Example:
+        >>> import adaptok
+        >>> from adaptok.testing import make_vit
+        >>> vit, image = make_vit(), torch.randn(2, 3, 32, 48)
+        >>> before = vit(image)
+        >>> _ = adaptok.wrap(vit, chunker="dc", budget=0.5)
+        >>> with adaptok.trace(vit) as seen:
+        ...     after = vit(image)
+        >>> seen.steps[0].kept
+        tensor([12, 12])
+        >>> torch.equal(adaptok.unwrap(vit)(image), before)
+        True
+    """
+    check_wrappable(model)
+    if chunker is None and not stack:
+        raise WrapError('nothing was asked for: give a chunker, as in adaptok.wrap(model, "dc")')
+    host = resolve_backbone(model, backbone)
+    chosen = resolve_span(span, host.depth)
+    limit = resolve_budget(budget)
+    facts = HostFacts(host.width, host.depth, host.grid_axes)
+    stages, config = build_stages(chunker, router, dechunker, stack, facts, host)
+    config = config.model_copy(
+        update={
+            "backbone": host.name,
+            "span": chosen,
+            "budget": BudgetConfig.from_budget(limit),
+        }
+    )
+    device, dtype = device_of(model), dtype_of(model)
+    for stage in stages.values():
+        stage.to(device=device, dtype=dtype)
+        stage.train(model.training)
+        if isinstance(stage, Budgeted):
+            stage.take_budget(limit, None)
+    blocks, paths = attach(model, host, stages, chosen)
+    blocks.config = config
+    try:
+        if verify and can_probe(model):
+            probe(model, blocks, paths)
+        elif verify:
+            blocks.proof = prove_call
+    except BaseException:
+        detach(model)
+        raise
+    if limit.is_natural and starts_full(stages.values()):
+        warn_full_budget(model)
+    return model
+
+
+def unwrap(model: Model) -> Model:
+    """Give a wrapped model back as it was before, bit for bit, in place.
+
+    Args:
+        model: a wrapped model.
+
+    Returns:
+        The same object.
+
+    Raises:
+        NotWrappedError: the model is not wrapped.
+
+    Example:
+        >>> import adaptok
+        >>> from adaptok.testing import make_vit
+        >>> vit = adaptok.wrap(make_vit(), chunker="dc", budget=0.5)
+        >>> adaptok.is_wrapped(adaptok.unwrap(vit))
+        False
+    """
+    if not is_wrapped(model):
+        raise NotWrappedError(f"{type(model).__name__} is not wrapped: there is nothing to undo")
+    detach(model)
+    return model
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Say whether a model, or a part of it, is wrapped.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> import adaptok
+        >>> from adaptok.testing import make_vit
+        >>> adaptok.is_wrapped(make_vit())
+        False
+    """
+    return find_adaptive(model) is not None
+
+
+def check_wrappable(model: object) -> None:
+    """Raise unless a model can be wrapped at all."""
+    if not isinstance(model, nn.Module):
+        advice = ""
+        if hasattr(model, "transformer") or hasattr(model, "unet"):
+            advice = ": pass its transformer, pipe.transformer = adaptok.wrap(pipe.transformer)"
+        raise UnsupportedModelError(
+            f"wrap takes a torch.nn.Module, got a {type(model).__name__}{advice}"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError("a scripted model has no blocks to wrap: wrap it before")
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModelError(
+            "a compiled model is wrapped before it is compiled: "
+            "torch.compile(adaptok.wrap(model, ...))"
+        )
+    if is_wrapped(model):
+        raise AlreadyWrappedError(
+            f"{type(model).__name__} is wrapped already: use stack= for several methods, or "
+            "adaptok.unwrap(model) first"
+        )
+
+
+def resolve_backbone(model: nn.Module, backbone: str | Backbone) -> Backbone:
+    """Return the adapter of a model (see `wrap`)."""
+    if isinstance(backbone, Backbone):
+        return backbone.fit(model)
+    if not isinstance(backbone, str):
+        raise ConfigError(
+            f"backbone is a name or an adaptok.Backbone instance, got {backbone!r:.80}"
+        )
+    if backbone != "auto":
+        candidate = find_part("backbone", backbone)
+        try:
+            found: Backbone = candidate.match(model)
+        except NoMatch as reason:
+            raise UnsupportedModelError(
+                f"the backbone {backbone!r} does not fit {type(model).__name__}: {reason}"
+            ) from None
+        return found
+    HOST.load_all()
+    entries = [entry for entry in HOST.registry.entries.values() if entry.kind == "backbone"]
+    own = [entry for entry in entries if entry.path.startswith("adaptok.")]
+    candidates = {}
+    for entry in [entry for entry in entries if entry not in own][::-1] + own:
+        candidates[entry.name] = entry.load()
+    return choose_backbone(model, candidates)
+
+
+def resolve_span(span: tuple[int, int] | None, depth: int) -> tuple[int, int]:
+    """Return the blocks inside the stages (see `wrap`)."""
+    if span is None:
+        return (0, depth)
+    try:
+        first, last = (int(edge) for edge in span)
+    except (TypeError, ValueError):
+        raise WrapError(
+            f"span is a pair of blocks (first, last), the last one excluded, got {span!r}"
+        ) from None
+    if not 0 <= first < last <= depth:
+        raise WrapError(
+            f"the span ({first}, {last}) lies outside the {depth} blocks of this model: give "
+            f"0 <= first < last <= {depth}"
+        )
+    return (first, last)
+
+
+def resolve_budget(budget: BudgetSpec | None) -> Budget:
+    """Return the budget that was asked for (see `wrap`)."""
+    if budget is None:
+        return Budget()
+    if isinstance(budget, Budget):
+        return budget
+    if isinstance(budget, Mapping):
+        unknown = set(budget) - {"keep", "tokens", "drop"}
+        if unknown:
+            raise BudgetError(
+                f"a budget has keep, tokens or drop, got {', '.join(sorted(map(str, unknown)))}"
+            )
+        return Budget(keep=budget.get("keep"), tokens=budget.get("tokens"), drop=budget.get("drop"))
+    return Budget(keep=budget)
+
+
+def build_stages(
+    chunker: Spec | None,
+    router: Spec | None,
+    dechunker: Spec | None,
+    stack: Sequence[Spec],
+    facts: HostFacts,
+    host: Backbone,
+) -> tuple[dict[str, Stage], WrapConfig]:
+    """Make the stages of a wrap, outermost first, and the configuration that makes them again."""
+    stages: list[tuple[str, Stage]] = []
+    configs: dict[str, PartConfig | None] = {"chunker": None, "router": None, "dechunker": None}
+    if chunker is not None:
+        name, chunks, configs = build_chunk_stage(chunker, router, dechunker, facts)
+        stages.append((name, chunks))
+    elif router is not None or dechunker is not None:
+        raise ConfigError("router= and dechunker= change parts of a chunker: give chunker= too")
+    listed: list[PartConfig | None] = []
+    for spec in stack:
+        name, stage, config = build_stacked(spec, facts)
+        stages.append((name, stage))
+        listed.append(config)
+    instances = [key for key, config in configs.items() if config is None]
+    if chunker is None:
+        instances = []
+    complete = not instances and None not in listed
+    return order_stages(stages, host), WrapConfig(
+        backbone=host.name,
+        chunker=configs["chunker"],
+        router=configs["router"],
+        dechunker=configs["dechunker"],
+        stack=tuple(config for config in listed if config is not None),
+        complete=complete,
+    )
+
+
+def build_chunk_stage(
+    chunker: Spec, router: Spec | None, dechunker: Spec | None, facts: HostFacts
+) -> tuple[str, ChunkStage, dict[str, PartConfig | None]]:
+    """Make a stage of a chunker and its router and dechunker."""
+    middle, middle_config = build_part("chunker", chunker, facts)
+    assert isinstance(middle, Chunker)
+    name = middle_config.name if middle_config else type(middle).__name__
+    made: dict[str, nn.Module] = {}
+    configs = {"chunker": middle_config}
+    for kind, spec in (("router", router), ("dechunker", dechunker)):
+        wanted = getattr(middle, kind, None) if spec is None else spec
+        if wanted is None:
+            raise ConfigError(f"the chunker {name!r} has no {kind} of its own: give {kind}=")
+        made[kind], configs[kind] = build_part(kind, wanted, facts)  # type: ignore[arg-type]
+    front, back = made["router"], made["dechunker"]
+    assert isinstance(front, Router)
+    assert isinstance(back, Dechunker)
+    return name, ChunkStage(front, middle, back, name), configs
+
+
+def build_stacked(spec: Spec, facts: HostFacts) -> tuple[str, Stage, PartConfig | None]:
+    """Make one stage of a stack: a stage of that name, or a chunker with its own parts."""
+    if isinstance(spec, Chunker):
+        name, stage, configs = build_chunk_stage(spec, None, None, facts)
+        return name, stage, configs["chunker"]
+    if not isinstance(spec, nn.Module):
+        wanted = read_spec("stage", spec).name
+        HOST.load_all()
+        known = HOST.registry.names("stage")
+        if wanted not in known and wanted in HOST.registry.names("chunker"):
+            name, stage, configs = build_chunk_stage(spec, None, None, facts)
+            return name, stage, configs["chunker"]
+    part, config = build_part("stage", spec, facts)
+    assert isinstance(part, Stage)
+    return (config.name if config else type(part).__name__), part, config
+
+
+def order_stages(stages: Sequence[tuple[str, Stage]], host: Backbone) -> dict[str, Stage]:
+    """Return stages by name, outermost first: time, depth, tokens, width, then as given.
+
+    Plug-ins may change the order or veto it (`adaptok_order_stages`).
+    """
+    ranked = sorted(stages, key=lambda item: AXES.index(item[1].effects.axis))
+    names: dict[int, str] = {}
+    for name, stage in ranked:
+        taken = set(names.values())
+        number = 2
+        unique = name.lower()
+        while unique in taken:
+            unique, number = f"{name.lower()}-{number}", number + 1
+        names[id(stage)] = unique
+    order = [stage for _, stage in ranked]
+    if len(order) > 1:
+        answer = HOST.manager.hook.adaptok_order_stages(stages=tuple(order), backbone=host)
+        if answer is not None:
+            if {id(stage) for stage in answer} != set(names) or len(answer) != len(order):
+                raise StackError(
+                    "a plug-in's adaptok_order_stages returned other stages than it was given"
+                )
+            order = list(answer)
+    return {names[id(stage)]: stage for stage in order}
+
+
+def attach(
+    model: nn.Module, host: Backbone, stages: Mapping[str, Stage], span: tuple[int, int]
+) -> tuple[AdaptiveBlocks, dict[str, BlockContainer]]:
+    """Put the adaptive block list in the place of the host's, and listen at its entrances."""
+    first, *others = host.containers
+    followers = {path: FollowingBlocks(model.get_submodule(path)) for path in others}
+    blocks = AdaptiveBlocks(
+        model.get_submodule(first), host, stages, span, tuple(followers.values())
+    )
+    paths: dict[str, BlockContainer] = {first: blocks, **followers}
+    for path, container in paths.items():
+        set_submodule(model, path, container)
+    for path in host.entrances(model):
+        model.get_submodule(path).register_forward_pre_hook(
+            Entrance(path, blocks), with_kwargs=True
+        )
+    return blocks, paths
+
+
+def detach(model: nn.Module) -> None:
+    """Put the host's own block lists back, and stop listening."""
+    for module in list(model.modules()):
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, Entrance):
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+        for name, child in list(module.named_children()):
+            if isinstance(child, BlockContainer):
+                setattr(module, name, child.restore())
+
+
+def starts_full(stages: Iterable[Stage]) -> bool:
+    """Say whether fresh stages keep every cell of themselves, so that nothing is saved yet."""
+    return all(isinstance(stage, ChunkStage) and stage.router.starts_full for stage in stages)
+
+
+def warn_full_budget(model: nn.Module) -> None:
+    """Say once that nothing is saved yet, and what to do."""
+    warnings.warn(
+        f"{type(model).__name__} is wrapped without a budget: its fresh router keeps every cell, "
+        "so that nothing gets faster yet. Give budget=0.5 or adaptok.set_budget(model, keep=0.5), "
+        "or train the router: adaptok tune",
+        FullBudgetWarning,
+        stacklevel=3,
+    )
