@@ -95,6 +95,13 @@ class AdaptiveBlocks(BlockContainer):
         stages: outermost first, by name.
         span: first block inside the stages, and the one behind the last.
         followers: containers whose blocks come after these.
+
+    Example:
+        >>> import adaptok
+        >>> from adaptok.testing import make_vit
+        >>> vit = adaptok.wrap(make_vit(), chunker="dc", budget=0.5)
+        >>> list(vit.blocks) == [vit.blocks], type(vit.blocks[0]).__name__
+        (True, 'Block')
     """
 
     def __init__(
@@ -141,19 +148,24 @@ class AdaptiveBlocks(BlockContainer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Run stages and blocks on what the host calls its first block with."""
+        if not is_checkpointed():
+            return self.run_host_call(args, kwargs, checkpoint=False)
+        with shield():  # around the reading, too, which may compute: a table, a mask
+            return self.run_host_call(args, kwargs, checkpoint=True)
+
+    def run_host_call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, checkpoint: bool
+    ) -> Any:  # noqa: ANN401
+        """Read the arguments, run stages and blocks, and return what the host expects."""
         numbers = self.take_numbers()
         call = self.backbone.read(numbers, args, kwargs)
-        call = replace(call, numbers=numbers, observers=self.observers)
+        call = replace(call, numbers=numbers, observers=self.observers, checkpoint=checkpoint)
         if self.proof is not None and not torch.compiler.is_compiling():
             self.proof(self, call)
             self.proof = None
         for observer in self.observers:
             observer.note_entry(call)
-        if is_checkpointed():
-            with shield():
-                call = self.run(replace(call, checkpoint=True))
-        else:
-            call = self.run(call)
+        call = self.run(call)
         for observer in self.observers:
             observer.note_exit(call)
         return self.backbone.write(call)

@@ -26,6 +26,10 @@ class HostNumbers:
             two halves, or one name for a whole call.
         request: whose step this is.
         notes: further numbers of a family.
+
+    Example:
+        >>> HostNumbers((14, 14), start=1, branches=("uncond", "cond")).request is None
+        True
     """
 
     grid: Grid

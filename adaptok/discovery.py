@@ -20,8 +20,12 @@ from adaptok.errors import PluginError, PluginWarning, UnknownNameError
 from adaptok.registry import INTERFACES, NOTEBOOK, Entry, Kind, Registry
 
 GROUP = "adaptok"
-# The reference method comes through the same door; without it the installation is stale.
-OWN, OWN_MODULE = "dc", "adaptok.dc.plugin"
+# Methods and adapters of our own use the same door; without one the installation is stale.
+OWN = {
+    "dc": "adaptok.dc.plugin",
+    "hosts": "adaptok.backbones.plugin",
+    "routers": "adaptok.routers.plugin",
+}
 PLURALS: dict[str, Kind] = {f"{kind}s": kind for kind in INTERFACES}
 Part = TypeVar("Part", bound=type[Any])
 
@@ -57,10 +61,11 @@ class PluginHost:
             self.manager.add_hookcall_monitoring(print_call, lambda *_: None)
         for point in choose_plugins(list(entry_points(group=GROUP))):
             self.load_announced(point)
-        if not self.manager.has_plugin(OWN):
+        missing = [name for name in OWN if not self.manager.has_plugin(name)]
+        if missing:
             self.loaded = False
             raise PluginError(
-                f"adaptok's own entry point {OWN!r} is not announced: the installation is stale, "
+                f"adaptok's own entry point {missing[0]!r} is not announced: the installation is stale, "
                 "install adaptok again (`pip install -e .` in a checkout)"
             )
 
@@ -125,10 +130,10 @@ def choose_plugins(points: list[EntryPoint]) -> list[EntryPoint]:
     """Return the plug-ins that the environment allows, adaptok's own first."""
     allowed = os.environ.get("ADAPTOK_PLUGINS")
     if allowed is not None:
-        names = {name.strip() for name in allowed.split(",")} | {OWN}
+        names = {name.strip() for name in allowed.split(",")} | set(OWN)
         points = [point for point in points if point.name in names]
     unique = {(point.name, point.value): point for point in points}  # one path found twice
-    return sorted(unique.values(), key=lambda point: (point.value != OWN_MODULE, point.name))
+    return sorted(unique.values(), key=lambda point: (point.value not in OWN.values(), point.name))
 
 
 def print_call(

@@ -20,6 +20,10 @@ class HostInputs:
     Args:
         args: positional ones.
         kwargs: those given by name.
+
+    Example:
+        >>> HostInputs((torch.zeros(2, 3, 32, 48),)).args[0].shape
+        torch.Size([2, 3, 32, 48])
     """
 
     args: tuple[Any, ...] = ()

@@ -68,6 +68,14 @@ class BlockRange:
         last: the block behind the last one.
         packed: whether the blocks have a form that takes all samples in one run of tokens.
         positions_per_sample: whether samples of one call may keep different cells.
+
+    Example:
+        >>> import torch
+        >>> def run(call, first, last):
+        ...     return call.with_x(call.x + (last - first))
+        >>> inner = BlockRange(run, 2, 5)
+        >>> inner(BlockCall(torch.zeros(1, 4, 2), grid=(2, 2))).x.max()
+        tensor(3.)
     """
 
     run: BlockRunner

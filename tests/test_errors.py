@@ -20,7 +20,19 @@ FITTING = {
     "RegistryError": ValueError,
     "UnknownNameError": KeyError,
     "PluginError": RuntimeError,
+    "WrapError": ValueError,
+    "HostOptionError": TypeError,
+    "HandOverError": RuntimeError,
 }
+# children of WrapError: the model is as it was before
+WRAP = {
+    "UnsupportedModelError",
+    "AlreadyWrappedError",
+    "NotWrappedError",
+    "ProbeError",
+    "StackError",
+}
+WARNINGS = {"PluginWarning", "FullBudgetWarning"}
 
 
 def test_every_error_is_listed_here():
@@ -29,8 +41,10 @@ def test_every_error_is_listed_here():
         for name, value in vars(errors).items()
         if inspect.isclass(value) and value.__module__ == errors.__name__
     }
-    assert defined == FITTING.keys() | {"AdaptokError", "PluginWarning"}
-    assert issubclass(errors.PluginWarning, UserWarning)
+    assert defined == FITTING.keys() | WRAP | WARNINGS | {"AdaptokError"}
+    assert all(issubclass(getattr(errors, name), UserWarning) for name in WARNINGS)
+    assert all(issubclass(getattr(errors, name), errors.WrapError) for name in WRAP)
+    assert issubclass(errors.UnsupportedModelError, TypeError)
     assert adaptok.AdaptokError is errors.AdaptokError
 
 
