@@ -6,10 +6,8 @@ from torch import Tensor
 
 from adaptok.errors import ConfigError
 from adaptok.routers.neighbours import mean_of_neighbours
-from adaptok.routers.untrained import UntrainedRouter, check_number, standardise_cells
+from adaptok.routers.untrained import UntrainedRouter, check_number, find_directions
 from adaptok.tokens import Grid
-
-SHARED = 1e-3  # one more channel of all cells: remainders of rounding beside it look alike
 
 
 class CosineRouter(UntrainedRouter):
@@ -47,28 +45,10 @@ class CosineRouter(UntrainedRouter):
 
     def find_keep_prob(self, x: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "b n"]:
         """Return the keep probability of each cell."""
-        if self.centre:
-            x = F.pad(standardise_cells(x), (0, 1), value=SHARED)
-        similarity = compare_with_neighbours(x, grid, self.falloff)
+        unit = find_directions(x) if self.centre else F.normalize(x, dim=-1)
+        similarity = (unit * mean_of_neighbours(unit, grid, self.falloff)).sum(-1)
         return ((1 - similarity) / 2).clamp(0, 1)
 
     def extra_repr(self) -> str:
         """Name the options."""
         return f"centre={self.centre}, falloff={self.falloff:g}"
-
-
-def compare_with_neighbours(
-    x: Float[Tensor, "b n d"], grid: Grid, falloff: float = 2.0
-) -> Float[Tensor, "b n"]:
-    """Return the mean cosine similarity of each cell to its neighbours.
-
-    Args:
-        x: features of the cells.
-        grid: lengths of the grid axes.
-        falloff: how the weight of a neighbour falls with its distance.
-
-    Returns:
-        Similarities in [-1, 1]; 1 for a cell without neighbours, 0 for features of zeros.
-    """
-    unit = F.normalize(x, dim=-1)
-    return (unit * mean_of_neighbours(unit, grid, falloff)).sum(-1)

@@ -1,14 +1,12 @@
 """Keep the cells that have few look-alikes."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.routers.untrained import UntrainedRouter, check_number, standardise_cells
+from adaptok.routers.untrained import UntrainedRouter, check_number, find_directions
 from adaptok.tokens import Grid
 
-SMALLEST_LENGTH = 1e-4  # of features of unit size: what is shorter has no direction
 LOWEST_TEMPERATURE = 1e-3  # cosines are exact to about 1e-7
 ROWS = 1024  # similarities of so many cells to all others are held at once
 
@@ -46,30 +44,29 @@ class EntropyRouter(UntrainedRouter):
 
     def find_keep_prob(self, x: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "b n"]:
         """Return the keep probability of each cell."""
-        return (-measure_entropy(standardise_cells(x), self.temperature)).exp()
+        return (-measure_entropy(find_directions(x), self.temperature)).exp()
 
     def extra_repr(self) -> str:
         """Name the options."""
         return f"temperature={self.temperature:g}"
 
 
-def measure_entropy(x: Float[Tensor, "b n d"], temperature: float) -> Float[Tensor, "b n"]:
+def measure_entropy(unit: Float[Tensor, "b n d"], temperature: float) -> Float[Tensor, "b n"]:
     """Return the entropy of each cell's similarity to all cells of its sample.
 
     Args:
-        x: features of the cells.
+        unit: directions of the cells, of length 1.
         temperature: what cosines are divided by in front of the softmax.
 
     Returns:
         Entropies in nats: 0 for a cell like no other, log(n) where all cells are alike.
 
     Example:
-        >>> measure_entropy(torch.ones(1, 4, 2), 0.1).exp().round(decimals=3)
+        >>> measure_entropy(torch.ones(1, 4, 1), 0.1).exp().round(decimals=3)
         tensor([[4., 4., 4., 4.]])
     """
-    unit = F.normalize(x, dim=-1, eps=SMALLEST_LENGTH)
     parts = []
     for rows in unit.split(ROWS, dim=1):
         log_share = (rows @ unit.mT / temperature).log_softmax(-1)
         parts.append(-(log_share.exp() * log_share).sum(-1))
-    return torch.cat(parts, dim=1).clamp(min=0)
+    return torch.cat(parts, dim=1)

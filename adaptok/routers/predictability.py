@@ -5,14 +5,13 @@ from torch import Tensor
 
 from adaptok.routers.neighbours import mean_of_neighbours
 from adaptok.routers.untrained import (
+    FLAT,
     UntrainedRouter,
     check_number,
     root_mean_square,
     standardise_cells,
 )
 from adaptok.tokens import Grid
-
-SMALLEST_SPREAD = 1e-6  # of features of unit size: below it all cells are the same
 
 
 class PredictabilityRouter(UntrainedRouter):
@@ -78,4 +77,4 @@ def measure_surprise(
     z = standardise_cells(x)
     residual = root_mean_square(z - mean_of_neighbours(z, grid, falloff), (-1,)).squeeze(-1)
     spread = root_mean_square(z, (1, 2)).squeeze(-1)
-    return residual / spread.clamp(min=SMALLEST_SPREAD)
+    return residual / spread.clamp(min=FLAT)

@@ -5,12 +5,16 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.errors import ConfigError, ShapeError
 from adaptok.routing import Context, Router, Routing
 from adaptok.tokens import Grid, Tokens
+
+EVEN = 1e-3  # deviation over the largest channel; below it the channels of a cell are equal
+FLAT = 1e-3  # size of a standardised cell; below it, it equals the mean cell, but for rounding
 
 
 class UntrainedRouter(Router):
@@ -75,11 +79,32 @@ def standardise_cells(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
                  [ 1., -1.]]])
     """
     centred = x - x.mean(-1, keepdim=True)
-    # rounding leaves about 1e-7 of the largest value where all channels are equal
-    floor = 1e-5 * x.abs().amax(-1, keepdim=True)
+    floor = EVEN * x.abs().amax(-1, keepdim=True)
     deviation = torch.maximum(root_mean_square(centred, (-1,)), floor)
     z = centred / deviation.clamp(min=torch.finfo(x.dtype).tiny)
     return z - z.mean(1, keepdim=True)
+
+
+def find_directions(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d_plus_1"]:
+    """Return unit vectors whose products are the cosines of standardised cells.
+
+    One more channel is the same for all cells, so that what rounding leaves of cells that are all
+    equal points one way.
+
+    Args:
+        x: features of the cells; they are standardised here.
+
+    Returns:
+        Vectors of length 1.
+
+    Example:
+        >>> unit = find_directions(torch.tensor([[[1.0, 3.0], [20.0, 10.0]]]))
+        >>> (unit @ unit.mT)[0].round(decimals=2)
+        tensor([[ 1., -1.],
+                [-1.,  1.]])
+    """
+    z = standardise_cells(x)
+    return F.normalize(F.pad(z, (0, 1), value=FLAT * x.shape[-1] ** 0.5), dim=-1)
 
 
 def root_mean_square(x: Tensor, axes: tuple[int, ...]) -> Tensor:

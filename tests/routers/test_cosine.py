@@ -25,7 +25,7 @@ def test_probability_is_the_mean_over_pairs(centre):
                 weight = 1 / math.hypot(*steps)
                 terms += weight * (1 - F.cosine_similarity(z[:, i], z[:, j], dim=-1)) / 2
                 weights += weight
-        assert torch.allclose(prob[:, i], terms / weights, atol=1e-6)
+        assert torch.allclose(prob[:, i], terms / weights, atol=1e-5 if centre else 1e-6)
 
 
 @given(st.sampled_from([(6, 7), (1, 12), (4, 4, 4)]), st.booleans(), st.data())
