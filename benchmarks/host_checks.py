@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import adaptok
 from adaptok.errors import HostOptionError
-from benchmarks.architectures import HostCase, HostInputs
+from benchmarks.architectures import HostCase, HostInputs, find_case
 from benchmarks.live_memory import LiveMemory
 
 EXACT = 1e-5
@@ -62,9 +62,34 @@ def wrap_case(case: HostCase, **options: object) -> Wrapped:
     inputs = case.inputs(plain)
     with torch.no_grad():
         expected = case.run(plain, inputs)
-    model = adaptok.wrap(copy.deepcopy(plain), **({"chunker": "dc", "budget": 1.0} | options))
+    options = {"chunker": "dc", "budget": 1.0, "backbone": describe_host(case)} | options
+    model = adaptok.wrap(copy.deepcopy(plain), **options)
     randomise_router(stages_of(model)[0].router)
     return Wrapped(case, plain, model, inputs, expected)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseInputs:
+    """Example inputs of a catalogue entry, for the probe of a plain list of blocks."""
+
+    case: str
+
+    def __call__(self, model: nn.Module) -> adaptok.HostInputs:
+        """Return the entry's own batch."""
+        inputs = find_case(self.case).inputs(model)
+        return adaptok.HostInputs(inputs.args, inputs.kwargs)
+
+
+def describe_host(case: HostCase) -> str | adaptok.Backbone:
+    """Return how a host is found: by itself, or by three words of its user."""
+    if case.family != "plain":
+        return "auto"
+    return adaptok.ListBackbone(
+        blocks=case.containers[0],
+        grid=case.cells,
+        prefix=case.prefix,
+        inputs=CaseInputs(case.name),
+    )
 
 
 def randomise_router(router: nn.Module) -> None:
@@ -181,7 +206,7 @@ def check_copy(w: Wrapped) -> str:
 
 def check_state_dict(w: Wrapped) -> str:
     """A state dict goes round; the host's own checkpoint loads with only our keys missing."""
-    other = adaptok.wrap(w.case.build(), chunker="dc", budget=0.5)
+    other = adaptok.wrap(w.case.build(), chunker="dc", budget=0.5, backbone=describe_host(w.case))
     for parameter in other.parameters():
         parameter.data.mul_(0.9)
     missing = other.load_state_dict(w.plain.state_dict(), strict=False)

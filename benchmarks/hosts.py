@@ -1,21 +1,21 @@
 """The table of hosts: every promise of a wrap, tried on every architecture of the catalogue.
 
-`python -m benchmarks.hosts` prints the table, writes `benchmarks/results/hosts.json` and, with
-`--docs`, the page `docs/hosts.md`. Hosts are built at their smallest, with weights that all matter.
+`python -m benchmarks.hosts --save` prints the table and writes `benchmarks/results/hosts.json`, from
+which `python -m benchmarks.hosts_page` makes `docs/hosts.md`. Hosts are built at their smallest, with weights that all matter.
 """
 
 import argparse
 import json
 import time
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
-from adaptok.errors import AdaptokError
+from adaptok.errors import AdaptokError, HostOptionError
 from benchmarks.architectures import CASES, HostCase
 from benchmarks.host_checks import CHECKS, BrokenPromiseError, quietly, wrap_case
 
+LIBRARIES = ("torch", "timm", "diffusers", "transformers")
 RESULTS = Path(__file__).parent / "results" / "hosts.json"
 
 
@@ -48,6 +48,9 @@ def try_host(case: HostCase, checks: list[str]) -> Row:
         for name in checks:
             try:
                 row.cells[name] = quietly(lambda name=name: CHECKS[name](wrapped))
+            except HostOptionError as error:  # said at the first call: this input is not served
+                row.state, row.reason = "refused", f"{type(error).__name__}: {error}"
+                break
             except BrokenPromiseError as broken:
                 row.cells[name], row.broken[name] = "BROKEN", str(broken)
             except Exception as error:
@@ -96,7 +99,7 @@ def main() -> None:
     print(", ".join(f"{state} {count}" for state, count in counts.items()))
     if options.save:
         content = {
-            "torch": torch.__version__,
+            "versions": {name: version(name) for name in LIBRARIES},
             "checks": checks,
             "counts": counts,
             "rows": [asdict(row) for row in rows],

@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from emoji_knn.images import TARBALL, Half, load_pictures, split_bases
 from emoji_knn.measuring import Pixels, RouterCase, RouterRuns, extract_features, run_router
 from emoji_knn.models import MODELS, FeatureModel
 from emoji_knn.scoring import FLOOR, Row, Task, choose_router, tabulate
-from emoji_knn.tables import format_rows, summarise_unwrapped
+from emoji_knn.tables import Unwrapped, format_rows, summarise_unwrapped
 from timing import describe_machine
 
 from adaptok.train.emoji import read_emoji_index
@@ -63,9 +63,10 @@ class Setting:
 
 
 def list_cases(random_seeds: tuple[int, ...]) -> list[RouterCase]:
-    """Return the untrained routers, the floor among them."""
+    """Return the untrained routers, the floor among them, and the default of the preset."""
     names = ("predictability", "cosine", "entropy", "norm")
-    return [*(RouterCase(name, name) for name in names), RouterCase(FLOOR, FLOOR, random_seeds)]
+    cases = [RouterCase(name, name) for name in names]
+    return [*cases, RouterCase(FLOOR, FLOOR, random_seeds), RouterCase(DEFAULT, None)]
 
 
 def make_task(host: FeatureModel, half: Half, classes: Sequence[str], setting: Setting,
@@ -97,14 +98,21 @@ def measure(host: FeatureModel, pictures: Pixels, cases: Sequence[RouterCase],
     return runs
 
 
+def describe_model(name: str, unwrapped: Mapping[str, Unwrapped]) -> dict[str, object]:
+    """Return what the file says of a model."""
+    model = MODELS[name]
+    halves = {half: asdict(figures) for half, figures in unwrapped.items()}
+    return {"name": model.name, "resolution": model.resolution, "unwrapped": halves}
+
+
 def main() -> None:
     """Choose on one half, report on the other, print tables and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--limit", type=int, default=40, help="most queries of each class")
+    parser.add_argument("--limit", type=int, default=30, help="most queries of each class")
     parser.add_argument("--references", type=int, default=20, help="references of each class")
     parser.add_argument("--k", type=int, default=5, help="references that vote")
-    parser.add_argument("--span", type=int, nargs=2, help="first block, and the one behind the last")
+    parser.add_argument("--span", type=int, nargs=2, help="first block, and the end")
     parser.add_argument("--batch", type=int, default=8, help="pictures of a batch")
     parser.add_argument("--seeds", type=int, default=2, help="passes of random routing")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "adaptok-knn")
@@ -126,31 +134,31 @@ def main() -> None:
     cases = list_cases(setting.random_seeds)
     choice: dict[str, list[Row]] = {}
     report: dict[str, list[Row]] = {}
-    unwrapped: dict[str, dict[str, object]] = {}
+    unwrapped: dict[str, dict[str, Unwrapped]] = {}
     for name in options.models:
         host = MODELS[name](SHARED)
         task, pictures = make_task(host, split.choice, index.classes, setting, options.cache)
         choice[name] = tabulate(task, measure(host, pictures, cases, CHOICE_KEEPS, setting))
         unwrapped[name] = {"choice": summarise_unwrapped(task)}
         task, pictures = make_task(host, split.report, index.classes, setting, options.cache)
-        both = [*cases, RouterCase(DEFAULT, None)]
-        report[name] = tabulate(task, measure(host, pictures, both, REPORT_KEEPS, setting))
+        report[name] = tabulate(task, measure(host, pictures, cases, REPORT_KEEPS, setting))
         unwrapped[name]["report"] = summarise_unwrapped(task)
         for half, rows in (("choice", choice[name]), ("report", report[name])):
             print(f"\n### {host.name}, {half} half\n\n{format_rows(rows, unwrapped[name][half])}\n")
     chosen = choose_router(list(choice.values()), CHOICE_KEEPS)
-    print(f"Best untrained router on the choice half, mean over models and budgets: {chosen}.")
+    print(
+        f"Best router without training on the choice half, mean over models and budgets: {chosen}."
+    )
     if options.output is not None:
         content = {
             "command": "python benchmarks/real_weights.py",
             "machine": describe_machine(torch.device("cpu")),
             "setting": asdict(setting),
-            "models": {name: {"name": MODELS[name].name, "resolution": MODELS[name].resolution,
-                              "unwrapped": unwrapped[name]} for name in options.models},
+            "models": {name: describe_model(name, unwrapped[name]) for name in options.models},
             "chosen": chosen,
             "choice": {name: [asdict(row) for row in rows] for name, rows in choice.items()},
             "report": {name: [asdict(row) for row in rows] for name, rows in report.items()},
-        }  # fmt: skip
+        }
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -13,7 +13,7 @@ import adaptok
 from adaptok.discovery import PluginHost, find_part
 from adaptok.errors import PluginError, UnknownNameError
 
-OWN_ROUTERS = ["cosine", "dc", "entropy", "norm", "predictability", "random"]
+OWN_ROUTERS = ["cosine", "covering", "dc", "entropy", "norm", "predictability", "random"]
 FAKE = Path(__file__).parent / "fake_plugins"
 
 

@@ -48,7 +48,7 @@ class HostRouter(Float32Module, Router):
     starts_full = True
 
     def __init__(
-        self, width: int, prior: str | None = "predictability", bias: float = ROUTER_BIAS
+        self, width: int, prior: str | None = "covering", bias: float = ROUTER_BIAS
     ) -> None:
         super().__init__()
         if not math.isfinite(bias):
@@ -64,12 +64,13 @@ class HostRouter(Float32Module, Router):
         self.logit = nn.Conv2d(inner, 1, 1)
         nn.init.zeros_(self.logit.weight)
         nn.init.constant_(self.logit.bias, bias)  # type: ignore[arg-type]
-        self.prior_name = prior
-        self.prior = None if prior is None else find_part("router", prior)()
+        self.prior = prior
+        self.bias = bias
+        self.untrained = None if prior is None else find_part("router", prior)()
 
     def extra_repr(self) -> str:
         """Show the prior."""
-        return f"prior={self.prior_name!r}"
+        return f"prior={self.prior!r}"
 
     def forward(self, tokens: Tokens, context: Context) -> Routing:
         """Judge the cells of a grid (see `Router.forward`); frames of a video one by one."""
@@ -85,8 +86,8 @@ class HostRouter(Float32Module, Router):
         self.check_float32()
         with without_autocast(tokens.x):
             logit = self.learned_logit(tokens.x.float(), tokens.grid)
-            if self.prior is not None:
-                prob = self.prior(tokens, context).keep_prob.detach().float()
+            if self.untrained is not None:
+                prob = self.untrained(tokens, context).keep_prob.detach().float()
                 logit = logit + PRIOR_RANGE * (2.0 * prob - 1.0)
             return Routing(logit.sigmoid())
 

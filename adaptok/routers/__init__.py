@@ -2,12 +2,14 @@
 
 from adaptok.routers.chance import RandomRouter
 from adaptok.routers.cosine import CosineRouter
+from adaptok.routers.covering import CoveringRouter
 from adaptok.routers.entropy import EntropyRouter
 from adaptok.routers.norm import NormRouter
 from adaptok.routers.predictability import PredictabilityRouter
 
 __all__ = [
     "CosineRouter",
+    "CoveringRouter",
     "EntropyRouter",
     "NormRouter",
     "PredictabilityRouter",

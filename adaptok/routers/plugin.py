@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
 @hookimpl
 def adaptok_register(registry: "Registry") -> None:
-    """Register the five routers."""
+    """Register routers that need no weights."""
     registry.router("predictability", "adaptok.routers.predictability:PredictabilityRouter")
+    registry.router("covering", "adaptok.routers.covering:CoveringRouter")
     registry.router("cosine", "adaptok.routers.cosine:CosineRouter")
     registry.router("entropy", "adaptok.routers.entropy:EntropyRouter")
     registry.router("norm", "adaptok.routers.norm:NormRouter")

@@ -87,7 +87,7 @@ class HostCase:
         return range(begin, begin + math.prod(grid))
 
 
-def cut(value: Any, sample: int) -> Any:  # noqa: ANN401
+def cut(value: Any, sample: int) -> Any:
     """Return the part of an argument that belongs to one sample."""
     if isinstance(value, dict):
         return {name: cut(part, sample) for name, part in value.items()}

@@ -16,7 +16,7 @@ TEXT = 7
 TEXT_LENGTHS = (7, 4, 2)
 
 
-def make_class(name: str, **options: Any) -> Callable[[], nn.Module]:  # noqa: ANN401
+def make_class(name: str, **options: Any) -> Callable[[], nn.Module]:
     """Return a builder of a class of diffusers."""
 
     def make() -> nn.Module:
@@ -66,7 +66,7 @@ def make_positions(cells: tuple[int, int] = CELLS) -> Tensor:
     return torch.cat([torch.zeros(len(places), 1), places], dim=1)
 
 
-def read_sample(output: Any) -> Tensor:  # noqa: ANN401
+def read_sample(output: Any) -> Tensor:
     """Return the sample; a list of samples is stacked."""
     sample = output.sample
     return torch.stack(sample) if isinstance(sample, list) else sample

@@ -22,7 +22,7 @@ SIZES = {
 }
 
 
-def make_class(name: str, config: str, **options: Any) -> Callable[[], nn.Module]:  # noqa: ANN401
+def make_class(name: str, config: str, **options: Any) -> Callable[[], nn.Module]:
     """Return a builder of a class of transformers from its configuration."""
 
     def make() -> nn.Module:
@@ -68,25 +68,25 @@ def give_padded(model: nn.Module) -> HostInputs:
     )
 
 
-def read_cells(output: Any) -> Tensor:  # noqa: ANN401
+def read_cells(output: Any) -> Tensor:
     """Return the whole last hidden state."""
     state: Tensor = output.last_hidden_state
     return state
 
 
-def read_pooled(output: Any) -> Tensor:  # noqa: ANN401
+def read_pooled(output: Any) -> Tensor:
     """Return the pooled features."""
     pooled: Tensor = output.pooler_output
     return pooled
 
 
-def read_logits(output: Any) -> Tensor:  # noqa: ANN401
+def read_logits(output: Any) -> Tensor:
     """Return the logits."""
     logits: Tensor = output.logits
     return logits
 
 
-def read_embeds(output: Any) -> Tensor:  # noqa: ANN401
+def read_embeds(output: Any) -> Tensor:
     """Return the projected image features."""
     embeds: Tensor = output.image_embeds
     return embeds
