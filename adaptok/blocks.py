@@ -13,6 +13,7 @@ from adaptok.checkpointing import is_checkpointed, shield
 from adaptok.config import Config
 from adaptok.errors import HandOverError, HostOptionError
 from adaptok.hosts import Backbone
+from adaptok.packed_run import PackedBlock
 from adaptok.stages import BlockRange, Stage
 
 PARTS = "adaptok"  # name of the one child that is not the host's
@@ -30,6 +31,7 @@ class BlockContainer(nn.Module):
         # in a tuple, so that the container is not registered and its keys do not appear twice
         self.original = (original,)
         self.names = tuple(name for name, _ in original.named_children())
+        self.count = len(self.names)  # of the host's list, also while a probe cuts it short
         for name, block in original.named_children():
             self.add_module(name, block)
         self.training = original.training
@@ -70,8 +72,7 @@ class BlockContainer(nn.Module):
 
     def __getitem__(self, index: int | str | slice) -> nn.Module | list[nn.Module]:
         if isinstance(index, slice):
-            picked = range(len(self.names))[index]
-            if picked == range(len(self.names)):
+            if range(self.count)[index] == range(self.count):
                 return list(self)  # all of them: the loop is ours
             return self.blocks[index]
         if isinstance(index, str):
@@ -84,6 +85,17 @@ class BlockContainer(nn.Module):
 
 class FollowingBlocks(BlockContainer):
     """The second of two containers in a row: its blocks are run by the first one's."""
+
+
+class Parts(nn.ModuleDict):
+    """The stages of a wrap, as a child of the block list."""
+
+    def forward(self, *args: object, **kwargs: object) -> None:
+        """Refuse to be run as if it were a block."""
+        raise HostOptionError(
+            "this model runs the children of its list of blocks one by one, and a wrapped list "
+            "runs them itself: let its forward iterate the list (for block in self.blocks)"
+        )
 
 
 class AdaptiveBlocks(BlockContainer):
@@ -116,13 +128,16 @@ class AdaptiveBlocks(BlockContainer):
         self.backbone = backbone
         self.span = span
         self.followers = followers  # in a tuple: registered where the host has them
-        self.add_module(PARTS, nn.ModuleDict(dict(stages)))
+        self.add_module(PARTS, Parts(dict(stages)))
         self.numbers: HostNumbers | None = None  # plain numbers, from the entrance
         self.request: tuple[str, str | None] | None = None
         self.config: Config | None = None  # what makes this wrap again
         # A probe that waits for the first call, because the weights are not there yet.
         self.proof: Callable[[AdaptiveBlocks, BlockCall], None] | None = None
+        # Packed forms by block, for the layout that runs all samples in one run of tokens.
+        self.forms: dict[nn.Module, PackedBlock] = {}
         self.observers: tuple[Observer, ...] = ()
+        self.plain = False  # run the blocks as the host would, without stages
 
     @property
     def stages(self) -> list[Stage]:
@@ -172,7 +187,7 @@ class AdaptiveBlocks(BlockContainer):
 
     def take_numbers(self) -> HostNumbers:
         """Return what the host's forward handed over, once."""
-        numbers = self.numbers
+        numbers = self.numbers or self.backbone.constant
         if numbers is None:
             raise HandOverError(
                 f"the blocks of a wrapped model ({self.backbone.family}) were called without the "
@@ -187,6 +202,8 @@ class AdaptiveBlocks(BlockContainer):
 
     def run(self, call: BlockCall) -> BlockCall:
         """Run the blocks in front of the span, the stages around it, and the blocks behind it."""
+        if self.plain:
+            return self.run_blocks(call, 0, len(self.all_blocks))
         first, last = self.span
         call = self.run_blocks(call, 0, first)
         call = self.run_stages(call, first, last)
@@ -194,8 +211,14 @@ class AdaptiveBlocks(BlockContainer):
 
     def run_stages(self, call: BlockCall, first: int, last: int) -> BlockCall:
         """Run the stages around some of the blocks."""
+        found = [self.forms.get(block) for block in self.all_blocks[first:last]]
+        forms = tuple(form for form in found if form is not None)
         inner = BlockRange(
-            self.run_blocks, first, last, positions_per_sample=self.backbone.positions_per_sample
+            self.run_blocks,
+            first,
+            last,
+            forms if forms and len(forms) == last - first else None,
+            self.backbone.positions_per_sample,
         )
         for stage in reversed(self.stages):
             inner = inner.around(stage)

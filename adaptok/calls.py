@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -85,6 +85,39 @@ class TokenInput:
                 take_rows(value, rows, axis) if self.batched else value.index_select(axis, rows[0])
             )
         return replace(self, value=value)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TakenInputs(Sequence[TokenInput]):
+    """Arguments that differ from block to block, each gathered when its block asks for it.
+
+    All of them at once would fill the memory that checkpointing saves.
+
+    Args:
+        values: the arguments, one per block.
+        places: which grid cells to take, `(b m)`.
+        n: how many grid cells there were.
+        samples: which samples to take; None means all.
+    """
+
+    values: Sequence[TokenInput]
+    places: Int[Tensor, "b m"]
+    n: int
+    samples: Int[Tensor, " b"] | None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenInput: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TokenInput]: ...
+
+    def __getitem__(self, index: int | slice) -> TokenInput | Sequence[TokenInput]:
+        if isinstance(index, slice):
+            return TakenInputs(self.values[index], self.places, self.n, self.samples)
+        return self.values[index].take(self.places, self.n, self.samples)
 
 
 def surround(places: Int[Tensor, "b m"], start: int, n: int, length: int) -> Int[Tensor, "b s"]:
@@ -234,8 +267,7 @@ class BlockCall:
             streams={k: choose(v, samples) for k, v in self.streams.items()},
             token_inputs={k: v.take(places, n, samples) for k, v in self.token_inputs.items()},
             depth_inputs={
-                k: [v.take(places, n, samples) for v in values]
-                for k, values in self.depth_inputs.items()
+                k: TakenInputs(v, places, n, samples) for k, v in self.depth_inputs.items()
             },
             sample_inputs={k: choose_sample(v, samples) for k, v in self.sample_inputs.items()},
             condition=choose(self.condition, samples),
@@ -312,6 +344,10 @@ def merge_samples(
     rest = torch.cat([part.rest_x for part in parts]).index_select(0, back)
     streams: dict[str, Tensor | None] = {}
     for name in parts[0].streams:
-        tensors = [value for part in parts if (value := part.streams[name]) is not None]
+        tensors = []
+        for part in parts:  # no comprehension: a graph cannot read `name` inside one
+            value = part.streams[name]
+            if value is not None:
+                tensors.append(value)
         streams[name] = torch.cat(tensors).index_select(0, back) if tensors else None
     return rest, streams

@@ -13,6 +13,7 @@ from adaptok.budgets import Budget
 from adaptok.calls import BlockCall, merge_samples
 from adaptok.chunking import Chunker, ChunkPlan, Dechunker
 from adaptok.errors import BudgetError, RoutingError, ShapeError, StackError
+from adaptok.packed_run import run_packed
 from adaptok.routing import Router, Routing
 from adaptok.stages import BlockRange, Effects, Stage
 from adaptok.tokens import Tokens
@@ -199,8 +200,13 @@ def run_chunks(
         return x, merge_samples(parts, groups)
     if plan.lengths is None or plan.ptr is None:
         raise ShapeError("a chunker that returns packed tokens needs lengths and ptr in its plan")
-    if plan.layout == "packed" and inner.packed:
-        raise StackError("packed forms are run by the backbone")
+    if plan.layout == "packed":
+        if inner.forms is None:
+            raise StackError(
+                'layout "packed" needs packed forms of the blocks, and none are left here: another '
+                'stage stands before them, or they were replaced after the wrap. Use "bucketed"'
+            )
+        return run_packed(inner.forms, call, chunks, plan)
     return run_groups(inner, call, chunks, plan)
 
 

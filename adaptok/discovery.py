@@ -65,8 +65,8 @@ class PluginHost:
         if missing:
             self.loaded = False
             raise PluginError(
-                f"adaptok's own entry point {missing[0]!r} is not announced: the installation is stale, "
-                "install adaptok again (`pip install -e .` in a checkout)"
+                f"adaptok's own entry point {missing[0]!r} is not announced: the installation is "
+                "stale, install adaptok again (`pip install -e .` in a checkout)"
             )
 
     def load_announced(self, point: EntryPoint) -> None:

@@ -54,6 +54,8 @@ class Backbone(ABC):
     positions_per_sample: ClassVar[bool] = True
     # What `uncond_drop` can rely on, for the table of hosts.
     branches: ClassVar[tuple[str, ...]] = ()
+    # Numbers that are the same in every call: such a model needs no entrance.
+    constant: HostNumbers | None = None
 
     def __init__(
         self, *, containers: tuple[str, ...], width: int, depth: int, grid_axes: int = 2

@@ -9,6 +9,7 @@ from torch import nn
 
 from adaptok.calls import BlockCall
 from adaptok.errors import ConfigError
+from adaptok.packed_run import PackedBlock
 
 Axis = Literal["time", "depth", "tokens", "width"]
 AXES: tuple[Axis, ...] = ("time", "depth", "tokens", "width")  # outermost first
@@ -66,7 +67,8 @@ class BlockRange:
         run: runs some of the blocks.
         first: the first block.
         last: the block behind the last one.
-        packed: whether the blocks have a form that takes all samples in one run of tokens.
+        forms: packed forms of the blocks, where they were asked for: each takes all samples in one
+            run of tokens.
         positions_per_sample: whether samples of one call may keep different cells.
 
     Example:
@@ -81,7 +83,7 @@ class BlockRange:
     run: BlockRunner
     first: int
     last: int
-    packed: bool = False
+    forms: tuple[PackedBlock, ...] | None = None
     positions_per_sample: bool = True
 
     def __call__(self, call: BlockCall) -> BlockCall:
@@ -99,10 +101,11 @@ class BlockRange:
         """Return the same blocks with one more stage around them."""
 
         def run(call: BlockCall, first: int, last: int) -> BlockCall:
-            after: BlockCall = stage(replace(self, first=first, last=last), call)
+            forms = self.forms and self.forms[first - self.first : last - self.first]
+            after: BlockCall = stage(replace(self, first=first, last=last, forms=forms), call)
             return after
 
-        return replace(self, run=run)
+        return replace(self, run=run, forms=None)  # what is outside sees the stage, no blocks
 
 
 class Stage(nn.Module, ABC):

@@ -218,3 +218,34 @@ def request(model: nn.Module, name: str, branch: str | None = None) -> Iterator[
         yield model
     finally:
         blocks.request = before
+
+
+@contextmanager
+def plain(model: nn.Module) -> Iterator[nn.Module]:
+    """Run a wrapped model without its stages, as the host would run by itself, for a while.
+
+    Args:
+        model: a wrapped model.
+
+    Yields:
+        The model; calls inside the block compute what the unwrapped model computes.
+
+    Raises:
+        NotWrappedError: the model is not wrapped.
+
+    Example:
+        >>> import adaptok
+        >>> from adaptok.testing import make_vit
+        >>> vit, image = make_vit(), torch.randn(2, 3, 32, 48)
+        >>> before = vit(image)
+        >>> with plain(adaptok.wrap(vit, chunker="dc", budget=0.5)):
+        ...     torch.equal(vit(image), before)
+        True
+    """
+    blocks = require_adaptive(model)
+    before = blocks.plain
+    blocks.plain = True
+    try:
+        yield model
+    finally:
+        blocks.plain = before

@@ -7,11 +7,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from adaptok.backbones.packed_forms import pack_blocks
 from adaptok.blocks import AdaptiveBlocks, BlockContainer, Entrance, FollowingBlocks, find_adaptive
 from adaptok.budgeted import Budgeted
 from adaptok.budgets import Budget
 from adaptok.chunk_stage import ChunkStage
-from adaptok.chunking import Chunker, Dechunker
 from adaptok.discovery import HOST, find_part
 from adaptok.errors import (
     AlreadyWrappedError,
@@ -19,16 +19,16 @@ from adaptok.errors import (
     ConfigError,
     FullBudgetWarning,
     NotWrappedError,
-    StackError,
     UnsupportedModelError,
     WrapError,
 )
 from adaptok.hosts import Backbone, NoMatch, choose_backbone, device_of, dtype_of
-from adaptok.parts import HostFacts, PartConfig, Spec, build_part, read_spec
+from adaptok.packed_run import PackedBlock
+from adaptok.parts import HostFacts, Spec
 from adaptok.probing import can_probe, probe, prove_call, set_submodule
-from adaptok.routing import Router
-from adaptok.stages import AXES, Stage
-from adaptok.wrap_config import BudgetConfig, WrapConfig
+from adaptok.stacking import build_stages
+from adaptok.stages import Stage
+from adaptok.wrap_config import BudgetConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 BudgetSpec = float | Mapping[str, float | Sequence[float]] | Budget
@@ -115,6 +115,7 @@ def wrap(
     blocks, paths = attach(model, host, stages, chosen)
     blocks.config = config
     try:
+        blocks.forms = find_forms(blocks)
         if verify and can_probe(model):
             probe(model, blocks, paths)
         elif verify:
@@ -253,104 +254,6 @@ def resolve_budget(budget: BudgetSpec | None) -> Budget:
     return Budget(keep=budget)
 
 
-def build_stages(
-    chunker: Spec | None,
-    router: Spec | None,
-    dechunker: Spec | None,
-    stack: Sequence[Spec],
-    facts: HostFacts,
-    host: Backbone,
-) -> tuple[dict[str, Stage], WrapConfig]:
-    """Make the stages of a wrap, outermost first, and the configuration that makes them again."""
-    stages: list[tuple[str, Stage]] = []
-    configs: dict[str, PartConfig | None] = {"chunker": None, "router": None, "dechunker": None}
-    if chunker is not None:
-        name, chunks, configs = build_chunk_stage(chunker, router, dechunker, facts)
-        stages.append((name, chunks))
-    elif router is not None or dechunker is not None:
-        raise ConfigError("router= and dechunker= change parts of a chunker: give chunker= too")
-    listed: list[PartConfig | None] = []
-    for spec in stack:
-        name, stage, config = build_stacked(spec, facts)
-        stages.append((name, stage))
-        listed.append(config)
-    instances = [key for key, config in configs.items() if config is None]
-    if chunker is None:
-        instances = []
-    complete = not instances and None not in listed
-    return order_stages(stages, host), WrapConfig(
-        backbone=host.name,
-        chunker=configs["chunker"],
-        router=configs["router"],
-        dechunker=configs["dechunker"],
-        stack=tuple(config for config in listed if config is not None),
-        complete=complete,
-    )
-
-
-def build_chunk_stage(
-    chunker: Spec, router: Spec | None, dechunker: Spec | None, facts: HostFacts
-) -> tuple[str, ChunkStage, dict[str, PartConfig | None]]:
-    """Make a stage of a chunker and its router and dechunker."""
-    middle, middle_config = build_part("chunker", chunker, facts)
-    assert isinstance(middle, Chunker)
-    name = middle_config.name if middle_config else type(middle).__name__
-    made: dict[str, nn.Module] = {}
-    configs = {"chunker": middle_config}
-    for kind, spec in (("router", router), ("dechunker", dechunker)):
-        wanted = getattr(middle, kind, None) if spec is None else spec
-        if wanted is None:
-            raise ConfigError(f"the chunker {name!r} has no {kind} of its own: give {kind}=")
-        made[kind], configs[kind] = build_part(kind, wanted, facts)  # type: ignore[arg-type]
-    front, back = made["router"], made["dechunker"]
-    assert isinstance(front, Router)
-    assert isinstance(back, Dechunker)
-    return name, ChunkStage(front, middle, back, name), configs
-
-
-def build_stacked(spec: Spec, facts: HostFacts) -> tuple[str, Stage, PartConfig | None]:
-    """Make one stage of a stack: a stage of that name, or a chunker with its own parts."""
-    if isinstance(spec, Chunker):
-        name, stage, configs = build_chunk_stage(spec, None, None, facts)
-        return name, stage, configs["chunker"]
-    if not isinstance(spec, nn.Module):
-        wanted = read_spec("stage", spec).name
-        HOST.load_all()
-        known = HOST.registry.names("stage")
-        if wanted not in known and wanted in HOST.registry.names("chunker"):
-            name, stage, configs = build_chunk_stage(spec, None, None, facts)
-            return name, stage, configs["chunker"]
-    part, config = build_part("stage", spec, facts)
-    assert isinstance(part, Stage)
-    return (config.name if config else type(part).__name__), part, config
-
-
-def order_stages(stages: Sequence[tuple[str, Stage]], host: Backbone) -> dict[str, Stage]:
-    """Return stages by name, outermost first: time, depth, tokens, width, then as given.
-
-    Plug-ins may change the order or veto it (`adaptok_order_stages`).
-    """
-    ranked = sorted(stages, key=lambda item: AXES.index(item[1].effects.axis))
-    names: dict[int, str] = {}
-    for name, stage in ranked:
-        taken = set(names.values())
-        number = 2
-        unique = name.lower()
-        while unique in taken:
-            unique, number = f"{name.lower()}-{number}", number + 1
-        names[id(stage)] = unique
-    order = [stage for _, stage in ranked]
-    if len(order) > 1:
-        answer = HOST.manager.hook.adaptok_order_stages(stages=tuple(order), backbone=host)
-        if answer is not None:
-            if {id(stage) for stage in answer} != set(names) or len(answer) != len(order):
-                raise StackError(
-                    "a plug-in's adaptok_order_stages returned other stages than it was given"
-                )
-            order = list(answer)
-    return {names[id(stage)]: stage for stage in order}
-
-
 def attach(
     model: nn.Module, host: Backbone, stages: Mapping[str, Stage], span: tuple[int, int]
 ) -> tuple[AdaptiveBlocks, dict[str, BlockContainer]]:
@@ -368,6 +271,19 @@ def attach(
             Entrance(path, blocks), with_kwargs=True
         )
     return blocks, paths
+
+
+def find_forms(blocks: AdaptiveBlocks) -> dict[nn.Module, PackedBlock]:
+    """Return packed forms of the blocks in the span, where the layout asks for them."""
+    layouts = [
+        stage.chunker.layout
+        for stage in blocks.stages
+        if isinstance(stage, ChunkStage) and hasattr(stage.chunker, "layout")
+    ]
+    if "packed" not in layouts:
+        return {}
+    inside = blocks.all_blocks[slice(*blocks.span)]
+    return dict(zip(inside, pack_blocks(inside), strict=True))
 
 
 def detach(model: nn.Module) -> None:

@@ -638,3 +638,33 @@ def test_uncond_drop_needs_branches():
     assert trace.steps[0].kept.tolist() == [24, 24, 24]
     with pytest.raises(ValueError, match="uncond_drop goes with drop="):
         adaptok.set_budget(vit, keep=0.5, uncond_drop=0.9)
+
+
+@pytest.mark.parametrize("budget", [{"keep": [0.2, 0.5, 0.9]}, {"drop": 0.3}, {"keep": 1.0}, {}])
+def test_the_packed_layout_computes_the_same_with_exact_counts(budget):
+    exact = {"name": "dc", "buckets": 24}  # as many buckets as cells: nothing is rounded
+    a = make_wrapped(chunker=exact, router=UnevenRouter(), budget=budget, span=(1, 3))
+    b = make_wrapped(
+        chunker={"name": "dc", "layout": "packed"},
+        router=UnevenRouter(),
+        budget=budget,
+        span=(1, 3),
+    )
+    sizes = []
+    b.blocks.blocks[1].mlp.register_forward_pre_hook(lambda _, args: sizes.append(args[0].ndim))
+    with adaptok.trace(a) as first, adaptok.trace(b) as second:
+        torch.testing.assert_close(b(IMAGE), a(IMAGE), atol=1e-5, rtol=1e-5)
+    assert torch.equal(first.steps[0].kept, second.steps[0].kept)
+    assert second.steps[0].plans[0].layout == "packed"
+    assert set(sizes) == {2}  # packed tokens (t d) went through the blocks
+    other = copy.deepcopy(b)
+    other.blocks.blocks[1].mlp.fc1.weight.data.zero_()
+    assert not torch.allclose(other(IMAGE), b(IMAGE))
+
+
+def test_the_packed_layout_is_refused_where_blocks_have_no_packed_form():
+    vit = make_vit()
+    vit.blocks[2].attn = nn.Identity()
+    with pytest.raises(StackError, match="packed"):
+        adaptok.wrap(vit, chunker={"name": "dc", "layout": "packed"}, budget=0.5)
+    assert not adaptok.is_wrapped(vit)

@@ -109,6 +109,12 @@ class DCDiTConfig(TransformerConfig):
         layout: how kept tokens are run: `"packed"`, `"bucketed"` or `"fixed"`.
         buckets: number of counts that the bucketed layout allows.
         attention: rung of packed attention; None takes the best one that fits.
+        position_cells: cells per step of the position code: the patch side of the DiT whose
+            blocks were taken over (`adaptok.upcycle`).
+        frequency_shift: 1 where the last time frequency is the smallest one exactly, as in
+            diffusers; 0 as in DiT.
+        condition_norm: adapt the condition of encoder, decoder and final layer by a LayerNorm.
+        train_embedders: whether the embedders of time and label are trained.
 
     Raises:
         ConfigError: an unknown option, a value out of range, or sizes that do not fit.
@@ -130,6 +136,10 @@ class DCDiTConfig(TransformerConfig):
     layout: Layout = "packed"
     buckets: Positive = 16
     attention: Rung | None = None
+    position_cells: Positive = 1
+    frequency_shift: Literal[0, 1] = 0
+    condition_norm: bool = False
+    train_embedders: bool = True
 
     @model_validator(mode="after")
     def check_narrowing(self) -> "DCDiTConfig":

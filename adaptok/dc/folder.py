@@ -24,6 +24,7 @@ from adaptok.storage import (
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
+POSITIONS = ("position", "pos_embed")
 
 
 class ModelCard(Config):
@@ -116,7 +117,7 @@ def load_model(folder: str | Path) -> TrainedModel:
     model = build_model(config)
     check_state(state, model.state_dict())
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # a fixed table, exact here and rounded in the file
+        if name in POSITIONS:  # a fixed table, exact here and rounded in the file
             state[name] = parameter
     model.load_state_dict(state)
     return TrainedModel(model.eval(), card)

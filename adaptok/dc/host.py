@@ -1,6 +1,7 @@
 """Dynamic chunking inside a host's own token grid: starts as the identity, and can be trained."""
 
 import math
+from dataclasses import replace
 
 import torch
 from einops import rearrange
@@ -154,7 +155,8 @@ class HostChunker(DCChunker):
         self.check_tokens(tokens, routing)
         if budget.is_uniform:  # counts are known: no rounding, and nothing waits for the device
             return chunk_fixed(tokens, routing, budget)
-        return chunk_ragged(tokens, apply_budget(routing, budget))
+        kept, plan = chunk_ragged(tokens, apply_budget(routing, budget))
+        return kept, replace(plan, layout="bucketed")
 
     def losses(self, routing: Routing) -> dict[str, Tensor]:
         """Return the ratio loss, unless the router only ranks (see `Chunker.losses`)."""

@@ -56,17 +56,21 @@ class DCDiT(Budgeted):
         self.config = config
         d, narrow = config.hidden_size, config.hidden_size // config.narrowing
         self.embed = nn.Conv2d(config.in_channels, narrow, 3, padding=1)
-        self.timestep_embedder = TimestepEmbedder(d)
+        self.timestep_embedder = TimestepEmbedder(d, config.frequency_shift)
         self.label_embedder = LabelEmbedder(config.num_classes, d)
-        self.position = nn.Parameter(encode_grid(config.grid, d)[None], requires_grad=False)
+        codes = encode_grid(config.grid, d, cells=config.position_cells)
+        self.position = nn.Parameter(codes[None], requires_grad=False)
         self.encoder = ConvStack((narrow,) * config.encoder_blocks + (d,), d)
         self.router = DCRouter(d)
         self.chunker = DCChunker(config.layout, config.buckets)
         self.backbone = Backbone(d, config.depth, config.num_heads)
         self.dechunker = DCDechunker(d, config.dechunk_sigma)
+        self.condition_norm = nn.LayerNorm(d) if config.condition_norm else nn.Identity()
         self.decoder = ConvStack((d,) + (narrow,) * config.decoder_blocks, d)
         self.final_layer = FinalLayer(narrow, d, config.out_channels)
         self.initialise()
+        for embedder in (self.timestep_embedder, self.label_embedder):
+            embedder.requires_grad_(config.train_embedders)
 
     def initialise(self) -> None:
         """Start as DiT does: each block is the identity, and the output is zero."""
@@ -167,7 +171,7 @@ class DCDiT(Budgeted):
         check_inputs(x, t, y, self.config, self.embed.weight.device)
         grid = (x.shape[2], x.shape[3])
         condition = self.timestep_embedder(t) + self.label_embedder(y)
-        cells = self.encoder(self.embed(x.to(self.embed.weight.dtype)), condition)
+        cells = self.encode(x, condition)
         before = Tokens(cells, grid)
         routing = self.router(before, Context(condition=condition, timestep=t))
         kept, plan = self.chunker(before, routing, budget)
@@ -175,11 +179,18 @@ class DCDiT(Budgeted):
         after = self.dechunker(kept, plan, before)
         return self.decode(after, condition), plan
 
+    def encode(self, x: Tensor, condition: Tensor) -> Float[Tensor, "b n d"]:
+        """Turn a latent into cells."""
+        embedded = self.embed(x.to(self.embed.weight.dtype))
+        cells: Tensor = self.encoder(embedded, self.condition_norm(condition))
+        return cells
+
     def run_backbone(self, kept: Tokens, plan: ChunkPlan, condition: Tensor) -> Tokens:
         """Run the blocks on the kept tokens, in the layout of their plan."""
         positions = self.position[0]
         if plan.grid != self.config.grid:
-            positions = encode_grid(plan.grid, self.config.hidden_size, positions.device)
+            cells = self.config.position_cells
+            positions = encode_grid(plan.grid, self.config.hidden_size, positions.device, cells)
         assert kept.cells is not None
         kept = kept.with_x(kept.x + positions.to(kept.x.dtype)[kept.cells])
         recompute = self.config.gradient_checkpointing and torch.is_grad_enabled()
@@ -200,6 +211,7 @@ class DCDiT(Budgeted):
         assert after.grid is not None
         h, w = after.grid
         x = rearrange(after.x.to(self.embed.weight.dtype), "b (h w) d -> b d h w", h=h, w=w)
+        condition = self.condition_norm(condition)
         cells: Tensor = self.final_layer(self.decoder(x, condition), condition)
         return rearrange(cells, "b (h w) c -> b c h w", h=h, w=w)
 

@@ -26,7 +26,7 @@ def encode_coordinates(position: Float[Tensor, " n"], width: int) -> Float[Tenso
 
 
 def encode_grid(
-    grid: Grid, width: int, device: torch.device | str | None = None
+    grid: Grid, width: int, device: torch.device | str | None = None, cells: int = 1
 ) -> Float[Tensor, "n d"]:
     """Return the position codes of all cells of a two-dimensional grid.
 
@@ -36,6 +36,8 @@ def encode_grid(
         grid: `(h, w)`.
         width: features of a token, a multiple of 4.
         device: where to make them.
+        cells: cells per step of the code. With the patch side of a fixed-patch model, the cells
+            of a patch lie around the position of that patch.
 
     Returns:
         Codes, `(h * w, width)`.
@@ -47,6 +49,9 @@ def encode_grid(
     Paper: Peebles and Xie, Scalable Diffusion Models with Transformers, 2023.
     """
     h, w = grid
-    of_row = encode_coordinates(torch.arange(h, device=device).float(), width // 2)
-    of_column = encode_coordinates(torch.arange(w, device=device).float(), width // 2)
+    rows, columns = (
+        (torch.arange(length, device=device).float() + 0.5) / cells - 0.5 for length in (h, w)
+    )
+    of_row = encode_coordinates(rows, width // 2)
+    of_column = encode_coordinates(columns, width // 2)
     return torch.cat([of_column.repeat(h, 1), of_row.repeat_interleave(w, 0)], dim=1)

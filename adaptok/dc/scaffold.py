@@ -90,27 +90,34 @@ class TimestepEmbedder(nn.Module):
 
     Args:
         width: features of the vector.
+        shift: see `encode_time`.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, shift: int = 0) -> None:
         super().__init__()
+        self.shift = shift
         self.mlp = nn.Sequential(
             nn.Linear(FREQUENCY_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
         )
 
     def forward(self, t: Float[Tensor, " b"] | Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Embed the time of each sample."""
-        vector: Tensor = self.mlp(encode_time(t).to(next(self.mlp.parameters()).dtype))
+        vector: Tensor = self.mlp(
+            encode_time(t, shift=self.shift).to(next(self.mlp.parameters()).dtype)
+        )
         return vector
 
 
 def encode_time(
-    t: Float[Tensor, " b"] | Int[Tensor, " b"], features: int = FREQUENCY_FEATURES
+    t: Float[Tensor, " b"] | Int[Tensor, " b"], features: int = FREQUENCY_FEATURES, shift: int = 0
 ) -> Float[Tensor, "b e"]:
-    """Return cosines, then sines of times at geometrically falling frequencies."""
+    """Return cosines, then sines of times at geometrically falling frequencies.
+
+    With a shift of 1 the last frequency is the smallest one exactly, as diffusers counts them.
+    """
     half = features // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device)
-    frequency = torch.exp(-math.log(FREQUENCY_PERIOD) * steps / half)
+    frequency = torch.exp(-math.log(FREQUENCY_PERIOD) * steps / (half - shift))
     angle = t.float()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 

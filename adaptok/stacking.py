@@ -1,0 +1,113 @@
+"""The stages of a wrap: made from names, mappings, configurations or instances, and put in order."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from adaptok.chunk_stage import ChunkStage
+from adaptok.chunking import Chunker, Dechunker
+from adaptok.discovery import HOST
+from adaptok.errors import ConfigError, StackError
+from adaptok.hosts import Backbone
+from adaptok.parts import HostFacts, PartConfig, Spec, build_part, read_spec
+from adaptok.routing import Router
+from adaptok.stages import AXES, Stage
+from adaptok.wrap_config import WrapConfig
+
+
+def build_stages(
+    chunker: Spec | None,
+    router: Spec | None,
+    dechunker: Spec | None,
+    stack: Sequence[Spec],
+    facts: HostFacts,
+    host: Backbone,
+) -> tuple[dict[str, Stage], WrapConfig]:
+    """Make the stages of a wrap, outermost first, and the configuration that makes them again."""
+    stages: list[tuple[str, Stage]] = []
+    configs: dict[str, PartConfig | None] = {"chunker": None, "router": None, "dechunker": None}
+    if chunker is not None:
+        name, chunks, configs = build_chunk_stage(chunker, router, dechunker, facts)
+        stages.append((name, chunks))
+    elif router is not None or dechunker is not None:
+        raise ConfigError("router= and dechunker= change parts of a chunker: give chunker= too")
+    listed: list[PartConfig | None] = []
+    for spec in stack:
+        name, stage, config = build_stacked(spec, facts)
+        stages.append((name, stage))
+        listed.append(config)
+    instances = [key for key, config in configs.items() if config is None]
+    if chunker is None:
+        instances = []
+    complete = not instances and None not in listed
+    return order_stages(stages, host), WrapConfig(
+        backbone=host.name,
+        chunker=configs["chunker"],
+        router=configs["router"],
+        dechunker=configs["dechunker"],
+        stack=tuple(config for config in listed if config is not None),
+        complete=complete,
+    )
+
+
+def build_chunk_stage(
+    chunker: Spec, router: Spec | None, dechunker: Spec | None, facts: HostFacts
+) -> tuple[str, ChunkStage, dict[str, PartConfig | None]]:
+    """Make a stage of a chunker and its router and dechunker."""
+    middle, middle_config = build_part("chunker", chunker, facts)
+    assert isinstance(middle, Chunker)
+    name = middle_config.name if middle_config else type(middle).__name__
+    made: dict[str, nn.Module] = {}
+    configs = {"chunker": middle_config}
+    for kind, spec in (("router", router), ("dechunker", dechunker)):
+        wanted = getattr(middle, kind, None) if spec is None else spec
+        if wanted is None:
+            raise ConfigError(f"the chunker {name!r} has no {kind} of its own: give {kind}=")
+        made[kind], configs[kind] = build_part(kind, wanted, facts)  # type: ignore[arg-type]
+    front, back = made["router"], made["dechunker"]
+    assert isinstance(front, Router)
+    assert isinstance(back, Dechunker)
+    return name, ChunkStage(front, middle, back, name), configs
+
+
+def build_stacked(spec: Spec, facts: HostFacts) -> tuple[str, Stage, PartConfig | None]:
+    """Make one stage of a stack: a stage of that name, or a chunker with its own parts."""
+    if isinstance(spec, Chunker):
+        name, stage, configs = build_chunk_stage(spec, None, None, facts)
+        return name, stage, configs["chunker"]
+    if not isinstance(spec, nn.Module):
+        wanted = read_spec("stage", spec).name
+        HOST.load_all()
+        known = HOST.registry.names("stage")
+        if wanted not in known and wanted in HOST.registry.names("chunker"):
+            name, stage, configs = build_chunk_stage(spec, None, None, facts)
+            return name, stage, configs["chunker"]
+    part, config = build_part("stage", spec, facts)
+    assert isinstance(part, Stage)
+    return (config.name if config else type(part).__name__), part, config
+
+
+def order_stages(stages: Sequence[tuple[str, Stage]], host: Backbone) -> dict[str, Stage]:
+    """Return stages by name, outermost first: time, depth, tokens, width, then as given.
+
+    Plug-ins may change the order or veto it (`adaptok_order_stages`).
+    """
+    ranked = sorted(stages, key=lambda item: AXES.index(item[1].effects.axis))
+    names: dict[int, str] = {}
+    for name, stage in ranked:
+        taken = set(names.values())
+        number = 2
+        unique = name.lower()
+        while unique in taken:
+            unique, number = f"{name.lower()}-{number}", number + 1
+        names[id(stage)] = unique
+    order = [stage for _, stage in ranked]
+    if len(order) > 1:
+        answer = HOST.manager.hook.adaptok_order_stages(stages=tuple(order), backbone=host)
+        if answer is not None:
+            if {id(stage) for stage in answer} != set(names) or len(answer) != len(order):
+                raise StackError(
+                    "a plug-in's adaptok_order_stages returned other stages than it was given"
+                )
+            order = list(answer)
+    return {names[id(stage)]: stage for stage in order}
