@@ -1,4 +1,4 @@
-"""The stages of a wrap: made from names, mappings, configurations or instances, and put in order."""
+"""The stages of a wrap, made from whatever form they were given in, and put in order."""
 
 from collections.abc import Sequence
 

@@ -6,7 +6,7 @@ from torch import nn
 from adaptok import Budget, Routing
 from adaptok.backbones.packed_forms import pack_blocks
 from adaptok.calls import BlockCall, TokenInput
-from adaptok.chunk_stage import run_chunks
+from adaptok.chunk_stage import run_groups
 from adaptok.dc import DCChunker
 from adaptok.errors import ShapeError, StackError
 from adaptok.packed_run import run_packed
@@ -65,7 +65,7 @@ def test_one_run_equals_groups_of_equal_length(start, behind, conditioned, check
     call = make_call(start, behind, condition=condition, checkpoint=checkpoint)
     chunks, plan = make_plan(call)
     assert plan.lengths == COUNTS
-    expected, (rest, streams) = run_chunks(run_blocks_on(blocks), call, chunks, plan)
+    expected, (rest, streams) = run_groups(run_blocks_on(blocks), call, chunks, plan)
     found, (others, same) = run_packed(pack_blocks(list(blocks)), call, chunks, plan)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(others, rest, rtol=0, atol=1e-5)
