@@ -311,8 +311,20 @@ def check_blocks(model: nn.Module, path: str) -> nn.Module:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter, or the CPU."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """Return the device that a model runs on, also where its weights are offloaded.
+
+    Weights that are nowhere yet (meta, without an offloading hook) answer the CPU.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type != "meta":
+        return device
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for candidate in (hook, *getattr(hook, "hooks", ())):
+            target = getattr(candidate, "execution_device", None)
+            if target is not None:
+                return torch.device(target)
+    return torch.device("cpu")
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

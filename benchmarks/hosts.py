@@ -1,7 +1,8 @@
 """The table of hosts: every promise of a wrap, tried on every architecture of the catalogue.
 
-`python -m benchmarks.hosts --save` prints the table and writes `benchmarks/results/hosts.json`, from
-which `python -m benchmarks.hosts_page` makes `docs/hosts.md`. Hosts are built at their smallest, with weights that all matter.
+`python -m benchmarks.hosts --save` prints the table and writes `benchmarks/results/hosts.json`;
+`python -m benchmarks.hosts_page` makes `docs/hosts.md` of it. Hosts are built at their smallest,
+with weights that all matter.
 """
 
 import argparse

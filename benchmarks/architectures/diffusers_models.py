@@ -175,7 +175,7 @@ WAN = {
     "out_channels": 4,
     "text_dim": TEXT_WIDTH,
     "freq_dim": 32,
-    "ffn_dim": 96,
+    "ffn_dim": 280,  # 35 / 6 of the width, as in the published models
     "num_layers": 4,
     "rope_max_seq_len": 32,
 }
