@@ -1,5 +1,6 @@
 """A plain list of blocks, described by the user in three arguments."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Self
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from adaptok.calls import BlockCall, HostNumbers
 from adaptok.errors import ConfigError, HandOverError, UnsupportedModelError
-from adaptok.hosts import Backbone, HostInputs, NoMatch, check_blocks
+from adaptok.hosts import Backbone, HostInputs, NoMatch, check_blocks, device_of, dtype_of
 from adaptok.tokens import Grid
+
+OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class ListBackbone(Backbone):
@@ -18,7 +21,7 @@ class ListBackbone(Backbone):
 
     The first argument of a block, and what it returns, is `(b s d)`: prefix tokens, then the cells
     of the grid in order. Further arguments are given on as they are; those with one row per sample
-    may be named in `per_sample`.
+    must be named in `per_sample`, and those with one row per token need a backbone of their own.
 
     Args:
         blocks: attribute path of the list, such as `"encoder.layers"`.
@@ -27,8 +30,9 @@ class ListBackbone(Backbone):
         prefix: how many tokens stand in front of the cells.
         per_sample: names of further arguments of a block with one row per sample; a number names
             one by its place.
-        inputs: small inputs for the probe, a function of the model; None probes with the blocks'
-            own list only if `verify=False`.
+        inputs: small inputs for the probe, a function of the model. Not needed by a model that
+            takes an image only and cuts it by a convolution, on a grid that is given as lengths.
+        width: features of a token; read off the blocks unless given.
 
     Raises:
         ConfigError: a value is out of range.
@@ -39,16 +43,16 @@ class ListBackbone(Backbone):
         ...     def __init__(self):
         ...         super().__init__()
         ...         layer = lambda: nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
+        ...         self.patches = nn.Conv2d(3, 32, 8, stride=8)
         ...         self.layers = nn.ModuleList([layer() for _ in range(2)])
-        ...     def forward(self, x):
+        ...     def forward(self, image):
+        ...         x = self.patches(image).flatten(2).transpose(1, 2)
         ...         for layer in self.layers:
         ...             x = layer(x)
         ...         return x
-        >>> def images(model):
-        ...     return adaptok.HostInputs((torch.randn(2, 24, 32),))
-        >>> host = ListBackbone(blocks="layers", grid=(4, 6), inputs=images)
+        >>> host = ListBackbone(blocks="layers", grid=(4, 6), prefix=0)
         >>> model = adaptok.wrap(Mine().eval(), chunker="dc", budget=0.5, backbone=host)
-        >>> model(torch.randn(2, 24, 32)).shape
+        >>> model(torch.randn(2, 3, 32, 48)).shape
         torch.Size([2, 24, 32])
     """
 
@@ -75,7 +79,10 @@ class ListBackbone(Backbone):
         self.prefix = prefix
         self.per_sample = per_sample
         self.inputs = inputs
-        self.grid_axes = 2 if callable(grid) else len(grid)
+        self.grid_axes = 2
+        if not callable(grid):
+            self.grid_axes = len(grid)
+            self.constant = HostNumbers(tuple(int(length) for length in grid), start=prefix)
 
     @classmethod
     def match(cls, model: nn.Module) -> Self:
@@ -107,32 +114,39 @@ class ListBackbone(Backbone):
         fitted.depth = len(container)  # type: ignore[arg-type]
         return fitted
 
+    def entrances(self, model: nn.Module) -> tuple[str, ...]:
+        """Listen to the model where the grid depends on its arguments."""
+        return ("",) if callable(self.grid) else ()
+
     def hand_over(
         self, entrance: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HostNumbers | None:
-        """Return the grid that the user described (see `Backbone.hand_over`)."""
-        grid = self.grid(*args, **kwargs) if callable(self.grid) else self.grid
+        """Return the grid that the user's function names (see `Backbone.hand_over`)."""
+        assert callable(self.grid)
+        grid = self.grid(*args, **kwargs)
         return HostNumbers(tuple(int(length) for length in grid), start=self.prefix)
 
     def read(
         self, numbers: HostNumbers, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> BlockCall:
         """Sort what a block is called with (see `Backbone.read`)."""
-        x, *others = args
+        x = args[0] if args else None
         if not isinstance(x, Tensor) or x.ndim != 3:
-            raise HandOverError(
-                "a plain block takes tokens (b, s, d) first, got "
-                f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
-            )
+            came = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise HandOverError(f"a plain block takes tokens (b, s, d) first, by place; got {came}")
         n = math.prod(numbers.grid)
         if x.shape[1] != self.prefix + n:
             raise HandOverError(
                 f"the blocks got {x.shape[1]} tokens, and {self.prefix} in front of the grid "
                 f"{numbers.grid} make {self.prefix + n}: describe prefix and grid as they are"
             )
-        given: dict[str | int, Any] = {**dict(enumerate(others, 1)), **kwargs}
-        per_sample = {str(key): given[key] for key in self.per_sample if key in given}
-        shared = {str(key): value for key, value in given.items() if key not in self.per_sample}
+        given: dict[str | int, Any] = dict(enumerate(args[1:], 1))
+        given.update(kwargs)
+        rows = [key for key in self.per_sample if isinstance(given.get(key), Tensor)]
+        per_sample = {str(key): given.pop(key) for key in rows}
+        shared = {str(key): value for key, value in given.items()}
+        for name, value in shared.items():
+            check_shared(name, value, x, n)
         return BlockCall(x, numbers.grid, self.prefix, sample_inputs=per_sample, shared=shared)
 
     def run(self, block: nn.Module, index: int, call: BlockCall) -> BlockCall:
@@ -140,20 +154,65 @@ class ListBackbone(Backbone):
         given = {**call.shared, **call.sample_inputs}
         places = sorted((name for name in given if name.isdigit()), key=int)
         named = {name: value for name, value in given.items() if not name.isdigit()}
-        return call.with_x(block(call.x, *(given[place] for place in places), **named))
+        x = block(call.x, *(given[place] for place in places), **named)
+        if not isinstance(x, Tensor) or x.shape != call.x.shape:
+            came = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise HandOverError(
+                f"a plain block returns tokens of the shape that it got, {tuple(call.x.shape)}, "
+                f"and {type(block).__name__} returned {came}: it needs a backbone of its own"
+            )
+        return call.with_x(x)
 
     def write(self, call: BlockCall) -> Any:  # noqa: ANN401
         """Return the tokens (see `Backbone.write`)."""
         return call.x
 
     def example(self, model: nn.Module) -> HostInputs:
-        """Return the user's inputs (see `Backbone.example`)."""
-        if self.inputs is None:
+        """Return the user's inputs, or images of the grid (see `Backbone.example`)."""
+        if self.inputs is not None:
+            return self.inputs(model)
+        cuts = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride
+        ]
+        parameters = list(inspect.signature(model.forward).parameters.values())
+        needed = [p for p in parameters if p.default is p.empty and p.kind not in OPEN]
+        if callable(self.grid) or len(self.grid) != 2 or not cuts or len(needed) != 1:
             raise ConfigError(
-                "a plain list of blocks is probed with inputs that you give: "
-                "ListBackbone(inputs=function of the model), or wrap(..., verify=False)"
+                f"it cannot be guessed what {type(model).__name__} takes, and a wrap is tried "
+                "before it is given out: give ListBackbone(inputs=function of the model that "
+                "returns adaptok.HostInputs), or wrap(..., verify=False)"
             )
-        return self.inputs(model)
+        sides = [n * side for n, side in zip(self.grid, cuts[0].stride, strict=True)]
+        images = torch.randn(
+            2, cuts[0].in_channels, *sides, generator=torch.Generator().manual_seed(0)
+        )
+        return HostInputs((images.to(device_of(model), dtype_of(model)),))
+
+
+def check_shared(name: str, value: object, x: Tensor, n: int) -> None:
+    """Raise if an argument that is the same for all samples has a row per sample or token.
+
+    Args:
+        name: name or place of the argument.
+        value: what the host gave.
+        x: the tokens.
+        n: how many of them are cells.
+    """
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return
+    shape, (b, s, _) = tuple(value.shape), x.shape
+    if b > 1 and shape[0] == b:
+        raise HandOverError(
+            f"the argument {name} of a block has the shape {shape} with one row per sample: name "
+            f"it, ListBackbone(per_sample=({name if name.isdigit() else repr(name)},))"
+        )
+    if any(length in (s, n) for length in shape[: max(1, value.ndim - 1)] if length > 1):
+        raise HandOverError(
+            f"the argument {name} of a block has the shape {shape} with one row per token, which "
+            "have to be gathered with the tokens: write an adaptok.Backbone (docs: hosts)"
+        )
 
 
 def find_width(container: nn.Module) -> int:
@@ -166,8 +225,3 @@ def find_width(container: nn.Module) -> int:
     raise UnsupportedModelError(
         "the width of a token cannot be read off these blocks: give ListBackbone(width=...)"
     )
-
-
-def to_device(inputs: Tensor, model: nn.Module) -> Tensor:
-    """Return inputs on the device of a model."""
-    return inputs.to(next((p.device for p in model.parameters()), torch.device("cpu")))
