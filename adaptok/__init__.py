@@ -17,6 +17,7 @@ from adaptok.errors import AdaptokError
 
 if TYPE_CHECKING:
     from adaptok import losses
+    from adaptok.adapters import load, save
     from adaptok.backbones.plain import ListBackbone
     from adaptok.blocks import AdaptiveBlocks
     from adaptok.budgeted import budget, set_budget
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from adaptok.calls import BlockCall, HostNumbers, TokenInput
     from adaptok.chunking import Chunker, ChunkPlan, Dechunker, Provenance
     from adaptok.dc import DCDiT, DCDiTConfig
+    from adaptok.dc.upcycle import upcycle
     from adaptok.discovery import (
         available,
         describe,
@@ -76,6 +78,7 @@ __all__ = [
     "describe",
     "hookimpl",
     "is_wrapped",
+    "load",
     "losses",
     "register_backbone",
     "register_chunker",
@@ -83,9 +86,11 @@ __all__ = [
     "register_router",
     "register_stage",
     "request",
+    "save",
     "set_budget",
     "trace",
     "unwrap",
+    "upcycle",
     "wrap",
 ]
 
@@ -120,15 +125,18 @@ HOMES = {
     "describe": "discovery",
     "hookimpl": "hookspecs",
     "is_wrapped": "wrapping",
+    "load": "adapters",
     "register_backbone": "discovery",
     "register_chunker": "discovery",
     "register_dechunker": "discovery",
     "register_router": "discovery",
     "register_stage": "discovery",
     "request": "tracing",
+    "save": "adapters",
     "set_budget": "budgeted",
     "trace": "tracing",
     "unwrap": "wrapping",
+    "upcycle": "dc.upcycle",
     "wrap": "wrapping",
 }
 SUBMODULES = {
@@ -140,9 +148,11 @@ SUBMODULES = {
     "diffusion",
     "losses",
     "measure",
+    "routers",
     "routing",
     "see",
     "storage",
+    "testing",
     "tokens",
     "train",
     "zoo",
