@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         register_router,
         register_stage,
     )
+    from adaptok.doctoring import doctor
     from adaptok.hookspecs import hookimpl
     from adaptok.hosts import Backbone, HostInputs
     from adaptok.parts import PartConfig
@@ -76,6 +77,7 @@ __all__ = [
     "budget",
     "collect_losses",
     "describe",
+    "doctor",
     "hookimpl",
     "is_wrapped",
     "load",
@@ -123,6 +125,7 @@ HOMES = {
     "budget": "budgeted",
     "collect_losses": "tracing",
     "describe": "discovery",
+    "doctor": "doctoring",
     "hookimpl": "hookspecs",
     "is_wrapped": "wrapping",
     "load": "adapters",

@@ -29,6 +29,11 @@ from benchmarks.emoji_knn.neighbours import compare_centred
 KEEPS = (0.3, 0.5, 0.7)
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7)
 SEED = 0
+# name: learning rate of router and dechunker, and of the host if it is trained
+RUNS: dict[str, tuple[float, float | None]] = {
+    "router and dechunker": (5e-4, None),
+    "host too": (1e-4, 5e-6),
+}
 
 
 def read_features(
@@ -67,11 +72,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("/tmp/adaptok-emoji"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/tune.json"))
     parser.add_argument("--resolution", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--images", type=int, default=96, help="held-out images")
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--host-lr", type=float, default=2e-5)
     options = parser.parse_args()
 
     entries = [entry for entry in read_emoji_index().entries if not entry.is_skin_variant]
@@ -95,12 +98,11 @@ def main() -> None:
         "torch": torch.__version__,
         "runs": {},
     }
-    for name in ("router and dechunker", "host too"):
+    for name, (lr, host_lr) in RUNS.items():
         host = SaliencyVitS14(options.shared)
         images = host.prepare(pixels[: len(known)])
         held_out = host.prepare(pixels[len(known) :])
         model = adaptok.wrap(host.model, chunker="dc", budget=0.5)
-        train_host = name == "host too"
         for block in model.get_submodule("blocks").children():
             block.requires_grad_(requires_grad=True)
         target = read_features(model, held_out, None)
@@ -120,10 +122,10 @@ def main() -> None:
             model,
             draw,
             steps=options.steps,
-            lr=options.lr,
+            lr=lr,
             budgets=BUDGETS,
-            train_host=train_host,
-            host_lr=options.host_lr,
+            train_host=host_lr is not None,
+            host_lr=host_lr or lr,
             seed=SEED,
             on_step=show,
         )
@@ -142,6 +144,8 @@ def main() -> None:
             for keep in before
         }
         result["runs"][name] = {
+            "lr": lr,
+            "host_lr": host_lr,
             "trained_tensors": len(report.trained),
             "images_seen": options.steps * options.batch,
             "seconds": round(time.monotonic() - started),

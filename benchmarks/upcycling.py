@@ -29,6 +29,7 @@ from adaptok.train.trainer import train
 BACKWARD = 3  # a training step counts as three forward passes
 CATEGORIES = ("Food & Drink", "Animals & Nature")
 EVERY = 50
+LOSSES = (0.9, 0.6, 0.4, 0.3, 0.27, 0.25)  # where the curves are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +164,19 @@ def draw_curves(curves: dict[str, list[Point]], baseline: Point, path: Path) -> 
             markersize=3,
             label=name,
         )
-    axes.axhline(baseline.loss, color=QUIET, linewidth=1.2, linestyle=(0, (1, 2)), label="the DiT")
-    axes.set_ylim(
-        0.95 * min(p.loss for c in curves.values() for p in c),
-        min(1.3, max(p.loss for c in curves.values() for p in c)),
-    )
-    axes.set_xlabel("training, TFLOPs")
-    axes.set_ylabel("held-out loss (velocity, mean squared error)")
-    axes.legend(frameon=False)
+    line = (0, (1, 2))
+    axes.axhline(baseline.loss, color=QUIET, linewidth=1.2, linestyle=line, label="the DiT itself")
+    axes.set_yscale("log")
+    axes.set_ylim(0.9 * baseline.loss, 1.3)
+    ticks = (0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
+    axes.set_yticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(left=0)
+    axes.tick_params(labelsize=SMALL)
+    axes.set_xlabel("operations spent on training, TFLOPs", size=SMALL)
+    axes.set_ylabel("held-out loss: squared error of the velocity", size=SMALL)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=SMALL)
     path.parent.mkdir(parents=True, exist_ok=True)
     axes.figure.savefig(path)
 
@@ -186,7 +192,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--host-steps", type=int, default=800)
     parser.add_argument("--distill-steps", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--held-out", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -217,6 +223,7 @@ def main() -> None:
         curves[name] = follow(output, config, held_out)
     last = curves["from nothing"][-1]
     needed = cost_of(curves["upcycled"], last.loss)
+    levels = {str(loss): [cost_of(points, loss) for points in curves.values()] for loss in LOSSES}
     result = {
         "options": {k: v for k, v in vars(options).items() if not isinstance(v, Path)},
         "data": f"shipped emoji, {', '.join(CATEGORIES)}, no skin variants, 32 px as 16 x 16 x 12; "
@@ -234,6 +241,10 @@ def main() -> None:
         "share_of_flops_with_the_dit": None
         if needed is None
         else (needed + baseline.flops) / last.flops,
+        "share_of_flops_by_loss": {
+            loss: first / second if first and second else None
+            for loss, (first, second) in levels.items()
+        },
         "curves": {
             name: [[p.step, p.flops, p.loss, p.kept] for p in points]
             for name, points in curves.items()

@@ -1,4 +1,4 @@
-"""The command line: `adaptok demo`, `adaptok train`, `adaptok sample`.
+"""The command line: `adaptok demo`, `train`, `sample`, `tune`, `distill`, `doctor`.
 
 What a command computes with is imported when it runs, so that `--help` stays quick.
 """
@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from adaptok.cli.demo import demo
+from adaptok.cli.distill import distill
+from adaptok.cli.doctor import doctor
 from adaptok.cli.sample import sample
 from adaptok.cli.terminal import SpeakingGroup, out
 from adaptok.cli.train import train
+from adaptok.cli.tune import tune
 
 app = typer.Typer(
     name="adaptok",
@@ -50,5 +53,8 @@ def main(
 app.command()(demo)
 app.command()(train)
 app.command()(sample)
+app.command()(tune)
+app.command()(distill)
+app.command()(doctor)
 
 __all__ = ["app"]

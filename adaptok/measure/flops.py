@@ -147,10 +147,11 @@ def count_adaptive(config: DCDiTConfig, grid: tuple[int, int], kept: Sequence[in
             raise BudgetError(f"every sample keeps at least one token, got kept={list(kept)}")
         check_room(count, n)
     narrow, cells = d // config.narrowing, b * n
+    adapted = 2 * b * d * (LAYER_NORM + 2) if config.condition_norm else 0  # encoder and decoder
     widths_in = (narrow,) * config.encoder_blocks + (d,)
     widths_out = (d,) + (narrow,) * config.decoder_blocks
     return FlopCount(
-        embed=convolve(cells, config.in_channels, narrow) + embed_condition(config, b),
+        embed=convolve(cells, config.in_channels, narrow) + embed_condition(config, b) + adapted,
         encoder=run_convolutions(widths_in, d, cells, b),
         router=route(cells, d),
         backbone=sum(kept) * d + run_blocks(config, kept, norm=RMS_NORM),

@@ -5,16 +5,20 @@ from torch import nn
 
 from adaptok.optional import import_optional
 
+WIDTH = 96
+DEPTH = 3
 
-def make_vit(depth: int = 3, seed: int = 0) -> nn.Module:
+
+def make_vit(depth: int = DEPTH, seed: int = 0, width: int = WIDTH) -> nn.Module:
     """Return a small timm ViT of random weights that takes images of any size.
 
     Args:
         depth: number of blocks.
         seed: of the weights.
+        width: features of a token.
 
     Returns:
-        The model in eval mode: width 96, patches of 8 pixels, one class token, 10 classes.
+        The model in eval mode: patches of 8 pixels, one class token, 10 classes.
 
     Raises:
         MissingPackageError: timm is not installed.
@@ -30,9 +34,9 @@ def make_vit(depth: int = 3, seed: int = 0) -> nn.Module:
         img_size=32,
         patch_size=8,
         num_classes=10,
-        embed_dim=96,
+        embed_dim=width,
         depth=depth,
-        num_heads=3,
+        num_heads=3 if width % 3 == 0 else 1,
         dynamic_img_size=True,
         init_values=1.0,
     )

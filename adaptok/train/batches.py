@@ -106,6 +106,11 @@ def check_share(config: TrainConfig, ranks: int) -> None:
             f"batch_size={config.batch_size} is no multiple of {ranks} processes times "
             f"accumulation={config.accumulation}: make it one of {ranks * config.accumulation}"
         )
+    if ranks > 1 and config.distill_steps is not None:
+        raise ConfigError(
+            f"distillation runs parts of the model alone, and {ranks} processes exchange gradients "
+            "of the whole: distil in one process"
+        )
 
 
 @lru_cache(maxsize=2)  # a batch reaches into two epochs at most, unless the set is tiny

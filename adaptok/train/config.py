@@ -45,6 +45,10 @@ class TrainConfig(Config):
     Args:
         model: the model: `DCDiTConfig`, or `DiTConfig` for the baseline. In JSON
             an object with `"kind": "DCDiT"` or `"DiT"`.
+        host: folder of a fixed-patch DiT that was trained before; the model is the scaffold of
+            DC-DiT around its blocks (`adaptok.upcycle`). None starts from nothing.
+        distill_steps: steps at the start in which the new parts around those blocks learn to
+            reproduce what they replace; None means none.
         data: `"emoji"`, a folder with one folder per class, or an `.npz` file.
         image_size: side of an image in pixels.
         categories: emoji categories to train on; None means all.
@@ -90,6 +94,8 @@ class TrainConfig(Config):
         BeforeValidator(read_model),
         PlainSerializer(write_model, return_type=dict[str, Any]),
     ] = Field(default_factory=lambda: DCDiTConfig(scale="S", in_channels=12, num_classes=8))
+    host: str | None = None
+    distill_steps: Positive | None = None
     data: str = "emoji"
     image_size: Positive = 64
     categories: tuple[str, ...] | None = None
@@ -136,6 +142,10 @@ class TrainConfig(Config):
                 'layout "fixed" needs one exact count, and training draws tail-drop fractions: '
                 'train with layout "packed" or "bucketed"; the weights fit every layout'
             )
+        if self.host is not None and not isinstance(self.model, DCDiTConfig):
+            raise ValueError("host gives its blocks to a DCDiT, and the model is another one")
+        if self.distill_steps is not None and self.host is None:
+            raise ValueError("distill_steps needs host, the folder of the DiT to learn from")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}"
@@ -278,9 +288,10 @@ def drop_at(config: TrainConfig, step: int) -> float:
         step: the step, from 0.
 
     Returns:
-        Zero in the warm-up, then one of `config.drops`, drawn from seed and step.
+        Zero in the warm-up and while the model is distilled, then one of `config.drops`, drawn
+        from seed and step.
     """
-    if step < config.budget_warmup:
+    if step < max(config.budget_warmup, config.distill_steps or 0):
         return 0.0
     draw = open_stream("drop", config.seed, step).random()
     return config.drops[math.floor(draw * len(config.drops))]

@@ -17,24 +17,29 @@ from adaptok.losses import ratio_loss
 from adaptok.train.batches import Batch, make_latents
 from adaptok.train.checkpoint import Checkpoint, check_tensors, collect_moments, restore_moments
 from adaptok.train.config import TrainConfig, drop_at, ema_decay_at, learning_rate_at
+from adaptok.train.distillation import Teacher, measure_distillation, start_from_host
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Reduce = Callable[[Tensor], Tensor]
 
 
-def make_model(config: TrainConfig, device: torch.device) -> DCDiT | DiT:
-    """Make the model of a run; its first weights follow from the seed.
+def make_model(
+    config: TrainConfig, device: torch.device
+) -> tuple[DCDiT, Teacher] | tuple[DCDiT | DiT, None]:
+    """Make the model of a run; its first weights follow from the seed, and from its host.
 
     Args:
         config: the run.
         device: where it lies.
 
     Returns:
-        The model in training mode.
+        The model in training mode, and the host that it may learn from.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return build_model(config.model).to(device).train()
+        if config.host is not None:
+            return start_from_host(config, device)
+        return build_model(config.model).to(device).train(), None
 
 
 def compile_parts(model: DCDiT | DiT, backend: str = "inductor") -> None:
@@ -156,6 +161,7 @@ class Learner:
         weights: the tensors of the state dict, in the order of `ema`.
         window: what was measured since the last report.
         bad_step: the first step whose loss or gradient was not finite, or -1.
+        teacher: the host whose blocks the model has.
     """
 
     config: TrainConfig
@@ -167,6 +173,7 @@ class Learner:
     forward: nn.Module
     weights: list[Tensor]
     bad_step: Tensor
+    teacher: Teacher | None = None
     window: Window = field(default_factory=Window)
 
     @classmethod
@@ -180,7 +187,7 @@ class Learner:
         Returns:
             A learner that has done no step.
         """
-        model = make_model(config, device)
+        model, teacher = make_model(config, device)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
             trained.values(),
@@ -200,6 +207,7 @@ class Learner:
             forward=model,
             weights=list(model.state_dict().values()),
             bad_step=torch.full((), -1, device=device),
+            teacher=teacher,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -211,7 +219,10 @@ class Learner:
         Raises:
             CheckpointError: its tensors are not those of this model.
         """
-        check_tensors(checkpoint, self.model.state_dict(), self.names)
+        learnt = self.names
+        if checkpoint.state.step <= (self.config.distill_steps or 0):  # blocks have no moments yet
+            learnt = tuple(name for name in learnt if not name.startswith("backbone.blocks."))
+        check_tensors(checkpoint, self.model.state_dict(), learnt)
         self.model.load_state_dict(dict(checkpoint.model))
         restore_moments(self.optimizer, self.names, checkpoint.optimizer)
         for name, value in self.ema.items():
@@ -250,13 +261,13 @@ class Learner:
             batch: this process's share, on its device.
             step: number of the step, from 0.
         """
-        config, drop = self.config, drop_at(self.config, step)
+        config = self.config
         parts = config.accumulation
         measures: dict[str, Tensor] = {}
         for number, piece in enumerate(batch.split(parts)):
             # Gradients are exchanged between processes once, with the last micro-batch.
             with self.without_exchange() if number + 1 < parts else nullcontext():
-                found = measure_loss(self.forward, config, piece, drop, self.autocast())
+                found = self.measure(piece, step)
                 self.scaler.scale(found["loss"] / parts).backward()
             for name, value in found.items():
                 share = value.detach() / parts
@@ -264,6 +275,14 @@ class Learner:
         measures["gradient_norm"] = self.update_weights(step)
         self.note_bad_step(measures, step)
         self.window.add(measures)
+
+    def measure(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Say how wrong the model is on a batch, in the way that this step trains."""
+        config = self.config
+        if self.teacher is not None and step < (config.distill_steps or 0):
+            assert isinstance(self.model, DCDiT)
+            return measure_distillation(self.model, self.teacher, config, batch, self.autocast())
+        return measure_loss(self.forward, config, batch, drop_at(config, step), self.autocast())
 
     def without_exchange(self) -> AbstractContextManager[Any]:
         """Return a context in which gradients stay in this process."""

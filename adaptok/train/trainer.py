@@ -237,7 +237,11 @@ class Run:
             self.learner.take_step(batch.to(device), self.step)
             self.step += 1
             stopping = self.agree(stop.requested)
-            if self.step % config.log_every == 0 or self.step == config.steps:
+            # what is measured changes behind the distillation: no window spans both
+            if self.step % config.log_every == 0 or self.step in (
+                config.steps,
+                config.distill_steps,
+            ):
                 self.report()
             if self.step % config.checkpoint_every == 0 or self.step == last or stopping:
                 self.save()

@@ -1,0 +1,45 @@
+"""`adaptok doctor`: look at a model before it is wrapped."""
+
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FOLDER",
+            help="A timm name such as vit_small_patch16_224, or a folder with the config.json of a "
+            "model of transformers or diffusers (of a pipeline, its transformer is taken).",
+        ),
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Turns of the measurement; figures are medians.")
+    ] = 5,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda or cuda:1. Default: a GPU if there is one.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Say whether a model can be wrapped, what works in it, and what a wrap costs.
+
+    The model is made with random weights: nothing is downloaded, and speed does not depend on
+    them. Ends with exit code 1 if the model cannot be wrapped.
+
+    Example: `adaptok doctor vit_small_patch16_224`
+    """
+    from adaptok.cli.building import build_model
+    from adaptok.cli.drawing import choose_device
+    from adaptok.cli.terminal import FAILED
+    from adaptok.doctoring import doctor as examine
+
+    place = choose_device(device)
+    report = examine(build_model(model).to(place), repeats=repeats)
+    # as text, without markup or wrapping: a reader may be a program
+    typer.echo(report.to_json() if json else str(report))
+    if not report.ok:
+        raise typer.Exit(FAILED)

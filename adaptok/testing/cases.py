@@ -1,0 +1,282 @@
+"""How a check makes the part that it is given, and the inputs that it tries it on."""
+
+import copy
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adaptok.budgeted import Budgeted
+from adaptok.budgets import Budget
+from adaptok.calls import BlockCall, HostNumbers
+from adaptok.errors import ConfigError
+from adaptok.parts import FACTS, HostFacts, PartConfig, Spec, build_part, read_spec
+from adaptok.registry import INTERFACES, Kind
+from adaptok.routing import Routing
+from adaptok.stages import Stage
+from adaptok.testing.models import DEPTH, WIDTH, fill_weights, make_vit
+from adaptok.testing.report import ConformanceError, require
+from adaptok.tokens import Grid, Tokens
+from adaptok.wrapping import wrap
+
+PartSpec = Spec | type[Any] | Callable[..., Any]
+Answer = tuple[Tensor, ...]  # each has the batch as its first axis
+
+GRID = (4, 6)
+ODD_GRIDS: tuple[Grid, ...] = ((1, 7), (7, 1), (1, 1), (2, 2), (5, 3))
+HALF = Budget(keep=0.5)
+
+
+class PartMaker:
+    """Makes parts from what a user may give for one.
+
+    Args:
+        kind: what is made.
+        part: a name, a mapping, a configuration, a class, a function that makes one, or an
+            instance, of which copies are made.
+        facts: what the host is like.
+    """
+
+    def __init__(self, kind: Kind, part: PartSpec, facts: HostFacts) -> None:
+        self.kind = kind
+        self.facts = facts
+        self.config: PartConfig | None = None
+        self.build = self.read(part)
+
+    def read(self, part: PartSpec) -> Callable[[], object]:
+        """Return what makes a part."""
+        if isinstance(part, nn.Module):
+            return lambda: copy_part(part)
+        if callable(part):
+            called = part.__init__ if isinstance(part, type) else part  # type: ignore[misc]
+            parameters = inspect.signature(called).parameters
+            known = {name: getattr(self.facts, name) for name in FACTS if name in parameters}
+            return lambda: part(**known)
+        config = self.config = read_spec(self.kind, part)
+        return lambda: build_part(self.kind, config, self.facts)[0]
+
+    def make(self) -> nn.Module:
+        """Return a fresh part as it comes, in eval mode.
+
+        Raises:
+            ConfigError: it is of another kind.
+        """
+        made = self.build()
+        if not isinstance(made, INTERFACES[self.kind]):
+            raise ConfigError(
+                f"a {self.kind} is checked, and {made!r:.80} is none: give a subclass of "
+                f"adaptok.{INTERFACES[self.kind].__name__}, its name, or a function that makes one"
+            )
+        return cast(nn.Module, made).eval()
+
+
+class PartCase(ABC):
+    """A part that is checked: how to make one, and what it answers.
+
+    Args:
+        part: see `PartMaker`.
+        width: features of a token.
+
+    Raises:
+        ConfigError: the part is of another kind.
+    """
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, part: PartSpec, width: int = WIDTH) -> None:
+        self.width = width
+        self.facts = HostFacts(width, DEPTH, len(GRID))
+        self.maker = PartMaker(self.kind, part, self.facts)
+        self.config = self.maker.config
+        name = self.config.name if self.config else type(self.make()).__name__
+        self.title = f"{self.kind} {name!r}"
+
+    def make(self) -> nn.Module:
+        """Return a fresh part as it comes, in eval mode."""
+        return self.maker.make()
+
+    def make_filled(self, seed: int = 0) -> nn.Module:
+        """Return a part whose weights all matter."""
+        return fill_weights(self.make(), seed)
+
+    @abstractmethod
+    def answer(self, part: nn.Module, tokens: Tokens, budget: Budget = HALF) -> Answer:
+        """Return what a part makes of tokens, with the batch in front."""
+
+    @abstractmethod
+    def stage(self, part: nn.Module) -> Stage:
+        """Return a stage with the part in it."""
+
+    def answer_seeded(
+        self, part: nn.Module, tokens: Tokens, budget: Budget = HALF, seed: int = 0
+    ) -> Answer:
+        """Return the answer after seeding; the generator of the caller stays as it is."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            return self.answer(part, tokens, budget)
+
+    def draws_numbers(self, part: nn.Module) -> bool:
+        """Say whether a part draws new random numbers in each call."""
+        tokens = make_tokens(width=self.width)
+        return not is_same(
+            self.answer_seeded(part, tokens, seed=1), self.answer_seeded(part, tokens, seed=2)
+        )
+
+    def make_host(self) -> nn.Module:
+        """Return a small host of the right width."""
+        return make_vit(width=self.width)
+
+    def attach(self, model: nn.Module, part: nn.Module, budget: Budget = HALF) -> nn.Module:
+        """Wrap a host with the part in it, unproven."""
+        return wrap(model, stack=[self.stage(part)], budget=budget, verify=False)
+
+    def has_weights(self, part: nn.Module) -> bool:
+        """Say whether a part has parameters to train."""
+        return any(parameter.requires_grad for parameter in part.parameters())
+
+
+def copy_part(part: nn.Module) -> nn.Module:
+    """Return a copy of an instance, or itself where it cannot be copied: a check says so."""
+    try:
+        return copy.deepcopy(part)
+    except Exception:
+        return part
+
+
+def make_tokens(
+    grid: Grid = GRID, b: int = 3, width: int = WIDTH, dtype: torch.dtype = torch.float32
+) -> Tokens:
+    """Return tokens of up to three samples that differ in scale, offset and roughness.
+
+    Args:
+        grid: lengths of the grid axes.
+        b: number of samples.
+        width: features of a token.
+        dtype: of the features.
+
+    Returns:
+        The tokens. A sample is the same in batches of every size.
+    """
+    n = math.prod(grid)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, n, width, generator=generator)
+    smooth = torch.randn(3, 1, width, generator=generator)
+    share = torch.tensor([1.0, 0.2, 0.5])[:, None, None]
+    scale = torch.tensor([1.0, 0.3, 4.0])[:, None, None]
+    x = scale * (share * noise + (1 - share) * smooth)
+    return Tokens(x[:b].to(dtype), grid)
+
+
+def make_images(b: int = 3) -> Float[Tensor, "b 3 h w"]:
+    """Return images that differ in scale, whose grid in `make_vit` is `GRID`."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(3, 3, 8 * GRID[0], 8 * GRID[1], generator=generator)
+    return (images * torch.tensor([1.0, 0.5, 2.0])[:, None, None, None])[:b]
+
+
+def make_routing(tokens: Tokens) -> Routing:
+    """Return a routing of tokens that depends on each sample alone; counts differ twofold."""
+    x = tokens.x.detach().float()
+    score = x[..., ::3].mean(-1)
+    centred = score - score.mean(1, keepdim=True)
+    scaled = centred / (centred.abs().amax(1, keepdim=True) + 1e-6)
+    # the share of cells above the threshold differs from sample to sample
+    lean = torch.tanh(4 * (x.abs().mean((1, 2)) - 0.6))
+    return Routing((4 * scaled + 2 * lean[:, None]).sigmoid())
+
+
+def make_call(tokens: Tokens) -> BlockCall:
+    """Return what the blocks of a host would get: tokens with others in front, behind and beside.
+
+    Args:
+        tokens: dense tokens of a grid.
+
+    Returns:
+        A call with two tokens in front of the grid, three behind it, and a stream of text.
+    """
+    assert tokens.grid is not None
+    d, x = tokens.width, tokens.x
+    waves = torch.arange(9 * d, dtype=x.dtype, device=x.device).view(1, 9, d).sin()
+    others = waves + x.mean(1, keepdim=True)  # each sample's own, whatever its batch mates are
+    x = torch.cat([others[:, :2], tokens.x, others[:, 2:5]], dim=1)
+    return BlockCall(
+        x,
+        tokens.grid,
+        start=2,
+        streams={"text": others[:, 5:]},
+        sample_inputs={"scale": others[:, 0]},
+        shared={"causal": False},
+        condition=others[:, 1],
+        numbers=HostNumbers(tokens.grid, start=2),
+    )
+
+
+def mix_tokens(call: BlockCall, first: int, last: int) -> BlockCall:
+    """Stand for blocks that mix the tokens of a sample, without weights."""
+    for _ in range(first, last):
+        mean = call.x.mean(1, keepdim=True)
+        text = call.streams["text"]
+        call = replace(
+            call.with_x(call.x + torch.tanh(0.5 * call.x + mean)),
+            streams={"text": None if text is None else text + 0.1 * mean},
+        )
+    return call
+
+
+def take_sample(tokens: Tokens, sample: int) -> Tokens:
+    """Return one sample as a batch of its own."""
+    return Tokens(tokens.x[sample : sample + 1], tokens.grid)
+
+
+def with_budget(stage: nn.Module, budget: Budget) -> nn.Module:
+    """Give a budget to every part of a stage that takes one."""
+    for module in stage.modules():
+        if isinstance(module, Budgeted):
+            module.take_budget(budget, None)
+    return stage
+
+
+def is_same(found: Answer, expected: Answer) -> bool:
+    """Say whether answers are equal bit for bit."""
+    return len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
+def measure_error(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the largest value; infinite if not comparable."""
+    if found.shape != expected.shape or not bool(found.isfinite().all()):
+        return float("inf")
+    if not found.numel():
+        return 0.0
+    difference = (found.double() - expected.double()).abs().max()
+    return float(difference) / max(float(expected.double().abs().max()), 1e-12)
+
+
+def require_close(found: Answer, expected: Answer, tolerance: float, problem: str) -> None:
+    """Raise a `ConformanceError` unless answers agree.
+
+    Args:
+        found: what a part answered.
+        expected: what is needed.
+        tolerance: relative to the largest value; 0 means bit for bit.
+        problem: what it means if they do not.
+
+    Raises:
+        ConformanceError: they do not agree.
+    """
+    require(len(found) == len(expected), problem)
+    errors = [measure_error(*pair) for pair in zip(found, expected, strict=True)]
+    if not max(errors) <= tolerance:
+        raise ConformanceError(
+            f"{problem}: they differ by {max(errors):.2g} (relative), {tolerance:g} is allowed"
+        )
+
+
+def require_finite(answer: Answer, problem: str) -> None:
+    """Raise a `ConformanceError` unless all numbers are finite."""
+    require(all(bool(x.isfinite().all()) for x in answer), problem)

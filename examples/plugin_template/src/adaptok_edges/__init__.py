@@ -1,0 +1,1 @@
+"""Tokens where an image has edges."""
