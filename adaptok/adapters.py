@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,8 +122,6 @@ def save(model: nn.Module, folder: str | Path) -> None:
         >>> torch.equal(other(image), vit(image))
         True
     """
-    from adaptok import __version__
-
     model = bare(model)
     blocks = require_adaptive(model)
     config = current_config(blocks)
@@ -134,7 +133,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
                 "to save: load the weights first"
             )
     host = mark_host(model, blocks.backbone, blocks.span)
-    card = AdapterCard(adaptok=__version__, host=host, wrap=config)
+    card = AdapterCard(adaptok=version("adaptok"), host=host, wrap=config)
     with write_folder(folder) as unfinished:
         save_json(unfinished / CARD, card.model_dump(mode="json"))
         # copies, since a part may share a weight between two names
