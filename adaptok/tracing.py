@@ -65,7 +65,9 @@ class Trace:
             ms,
         )
         self.steps.append(step)
-        HOST.manager.hook.adaptok_observe(event=step)
+        first = next((seen for seen in call.observers if isinstance(seen, Trace)), self)
+        if first is self:  # of several open traces, only one tells the plug-ins
+            HOST.manager.hook.adaptok_observe(event=step)
 
     def leave_counter(self) -> int:
         """Stop counting, also after a pass that failed, and return what was counted."""

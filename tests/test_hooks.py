@@ -10,7 +10,7 @@ import torch
 import adaptok
 from adaptok import hookspecs
 from adaptok.discovery import HOST, PluginHost
-from adaptok.errors import StackError
+from adaptok.errors import PluginError, StackError
 from adaptok.testing import make_vit
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("adaptok_")]
@@ -126,3 +126,48 @@ def test_hook_adaptok_observe(plugin):
     vit(IMAGE)
     assert [event.kept.tolist() for event in seen] == [[6, 6], [6, 6]]
     assert seen == trace.steps
+
+
+def test_each_pass_is_told_once_and_only_if_it_ends(plugin):
+    class Counting:
+        @adaptok.hookimpl
+        def adaptok_observe(self, event):
+            seen.append(event)
+
+    class Failing(adaptok.Stage):
+        effects = adaptok.Effects("depth")
+
+        def forward(self, inner, call):
+            raise RuntimeError("in the middle of a pass")
+
+    seen = []
+    plugin(Counting())
+    vit = adaptok.wrap(make_vit(), chunker="dc", budget=0.25)
+    with adaptok.trace(vit) as outer, adaptok.trace(vit) as inner:
+        vit(IMAGE)
+    assert len(outer.steps) == len(inner.steps) == 1
+    assert seen == outer.steps
+    broken = adaptok.wrap(make_vit(), stack=[Failing()], verify=False)
+    with adaptok.trace(broken), pytest.raises(RuntimeError, match="in the middle"):
+        broken(IMAGE)
+    with adaptok.collect_losses(vit):  # no trace
+        vit(IMAGE)
+    assert len(seen) == 1
+
+
+def test_arguments_may_be_left_out_and_misspelt_hooks_are_refused():
+    class Few:
+        @adaptok.hookimpl
+        def adaptok_order_stages(self, stages):
+            return None
+
+    class Misspelt:
+        @adaptok.hookimpl
+        def adaptok_order_stage(self, stages):
+            return None
+
+    host = PluginHost()
+    host.add(Few(), "few")
+    with pytest.raises(PluginError, match="implements a hook that does not exist"):
+        host.add(Misspelt(), "misspelt")
+    assert host.manager.hook.adaptok_order_stages(stages=(), backbone=None) is None
