@@ -307,6 +307,8 @@ def check_blocks(model: nn.Module, path: str) -> nn.Module:
         isinstance(container, nn.ModuleList | nn.Sequential) and len(container) > 0,
         f"{path} is no list of blocks but a {type(container).__name__}",
     )
+    own = [*container.named_parameters(recurse=False), *container.named_buffers(recurse=False)]
+    require(not own, f"{path} holds weights of its own ({', '.join(name for name, _ in own)})")
     return container
 
 

@@ -206,3 +206,16 @@ def test_weights_that_are_not_there_are_probed_at_the_first_call():
 def test_verify_false_skips_the_probe():
     vit = make_wrapped(dechunker=ShiftingDechunker(96), verify=False)
     assert vit(IMAGE).isfinite().all()
+
+
+def test_a_list_of_blocks_with_weights_of_its_own_is_refused():
+    class Scaled(nn.Sequential):
+        def __init__(self, *blocks):
+            super().__init__(*blocks)
+            self.scale = nn.Parameter(torch.ones(1))
+
+    vit = make_vit()
+    vit.blocks = Scaled(*vit.blocks)
+    with pytest.raises(UnsupportedModelError, match=r"blocks holds weights of its own \(scale"):
+        adaptok.wrap(vit, chunker="dc", budget=0.5)
+    assert "blocks.scale" in vit.state_dict()

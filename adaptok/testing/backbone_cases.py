@@ -1,10 +1,11 @@
 """How a check runs a host of somebody else: wrapped, watched, shuffled, sample by sample."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.budgets import Budget
@@ -150,22 +151,23 @@ def map_named(value: Any, change: Callable[[str, Tensor], Tensor], path: str = "
     return value
 
 
-def float_paths(inputs: HostInputs) -> Iterator[tuple[str, Tensor]]:
-    """Give the place of each floating-point tensor among arguments."""
-    found: list[tuple[str, Tensor]] = []
+def float_groups(inputs: HostInputs) -> list[dict[str, Tensor]]:
+    """Return the floating-point tensors among arguments by place; those of one list together."""
+    groups: dict[str, dict[str, Tensor]] = {}
 
     def note(path: str, x: Tensor) -> Tensor:
         if x.is_floating_point():
-            found.append((path, x))
+            nested = path.count("/") > 1
+            groups.setdefault(path.rpartition("/")[0] if nested else path, {})[path] = x
         return x
 
     map_named(inputs, note)
-    yield from found
+    return list(groups.values())
 
 
-def replace_tensor(inputs: HostInputs, path: str, value: Tensor) -> HostInputs:
-    """Return arguments with another tensor at a place."""
-    changed = map_named(inputs, lambda here, x: value if here == path else x)
+def replace_tensors(inputs: HostInputs, values: Mapping[str, Tensor]) -> HostInputs:
+    """Return arguments with other tensors at some places."""
+    changed = map_named(inputs, lambda path, x: values.get(path, x))
     assert isinstance(changed, HostInputs)
     return changed
 
@@ -186,23 +188,46 @@ def pick_sample(value: Any, sample: int, b: int) -> Any:  # noqa: ANN401
     return value
 
 
-def changed_rows(case: BackboneCase, before: BlockCall, inputs: HostInputs) -> set[int]:
-    """Return the rows of the sequence that other arguments change."""
+def measure_change(
+    case: BackboneCase, before: BlockCall, inputs: HostInputs
+) -> Float[Tensor, " s"]:
+    """Return how much other arguments change each row of the sequence, over the samples."""
     x = case.watch(inputs).x
     if x.shape != before.x.shape:
-        return set()
-    moved = (x - before.x).abs().amax(-1) > 1e-6 * before.x.abs().max()
-    rows: list[int] = moved.any(0).nonzero().flatten().tolist()
-    return set(rows)
+        return torch.zeros(before.x.shape[1])
+    change: Tensor = (x - before.x).abs().amax((0, 2)) / before.x.abs().max()
+    return change
 
 
-def find_image(case: BackboneCase, before: BlockCall) -> tuple[str, Tensor] | None:
-    """Return the argument that changes exactly the cells of the grid, and its place."""
+def find_image(case: BackboneCase, before: BlockCall) -> list[tuple[str, Tensor]] | None:
+    """Return the argument that changes exactly the cells of the grid, and its place.
+
+    A list of tensors, one per sample, is one argument.
+    """
     inputs = case.inputs(case.make_model())
-    cells = set(range(before.start, before.start + before.num_cells))
+    cells = torch.zeros(before.x.shape[1], dtype=torch.bool)
+    cells[before.start : before.start + before.num_cells] = True
     generator = torch.Generator().manual_seed(0)
-    for path, x in float_paths(inputs):
-        noise = torch.randn(x.shape, generator=generator).to(x)
-        if changed_rows(case, before, replace_tensor(inputs, path, x + noise)) == cells:
-            return path, x
+    for group in float_groups(inputs):
+        noise = {p: x + torch.randn(x.shape, generator=generator).to(x) for p, x in group.items()}
+        change = measure_change(case, before, replace_tensors(inputs, noise))
+        if torch.equal(change.cpu() > 1e-6, cells):
+            return list(group.items())
     return None
+
+
+def listen(blocks: Sequence[nn.Module], note: Callable[[Tensor], None]) -> None:
+    """Tell a function the first argument of each innermost module of some blocks, for good.
+
+    Blocks themselves may not be listened to: some are run submodule by submodule, and others
+    checkpoint what is behind their hooks.
+    """
+
+    def tell(module: nn.Module, args: tuple[object, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            note(args[0])
+
+    for block in blocks:
+        for module in block.modules():
+            if not list(module.children()):
+                module.register_forward_pre_hook(tell)
