@@ -6,6 +6,7 @@ from adaptok.routers import plugin
 
 NAMES = {
     "predictability": "PredictabilityRouter",
+    "covering": "CoveringRouter",
     "cosine": "CosineRouter",
     "entropy": "EntropyRouter",
     "norm": "NormRouter",
@@ -13,7 +14,7 @@ NAMES = {
 }
 
 
-def test_all_five_are_registered_lazily_and_load():
+def test_all_are_registered_lazily_and_load():
     registry = Registry()
     plugin.adaptok_register(registry)
     assert set(registry.names("router")) == set(NAMES)
