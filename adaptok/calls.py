@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, overload
+from typing import overload
 
 import torch
 from jaxtyping import Float, Int
@@ -139,10 +139,13 @@ def take_rows(value: Tensor, rows: Int[Tensor, "b m"], axis: int) -> Tensor:
     return value.gather(axis, rows.view(shape).expand(target))
 
 
-class Observer(Protocol):
-    """Who is told what stages decide; see `adaptok.trace` and `adaptok.collect_losses`."""
+class Observer:
+    """Who is told what stages decide; a subclass listens to what it wants.
 
-    wants_losses: bool
+    See `adaptok.trace` and `adaptok.collect_losses`.
+    """
+
+    wants_losses = False
 
     def note_entry(self, call: "BlockCall") -> None:
         """Take in that the block list is entered."""

@@ -282,7 +282,7 @@ def choose_backbone(model: nn.Module, candidates: Mapping[str, type[Backbone]]) 
         f"no backbone fits {type(model).__module__}.{type(model).__qualname__}; looked for\n"
         + "\n".join(reasons)
         + "\nDescribe the model by adaptok.ListBackbone(blocks=..., grid=..., prefix=...), or "
-        "register a backbone (docs: hosts)"
+        "register a backbone (docs/wrapping.md, docs/plugins.md)"
     )
 
 

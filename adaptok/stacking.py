@@ -1,11 +1,12 @@
 """The stages of a wrap, made from whatever form they were given in, and put in order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from adaptok.chunk_stage import ChunkStage
 from adaptok.chunking import Chunker, Dechunker
+from adaptok.config import Config
 from adaptok.discovery import HOST
 from adaptok.errors import ConfigError, StackError
 from adaptok.hosts import Backbone
@@ -31,15 +32,14 @@ def build_stages(
         stages.append((name, chunks))
     elif router is not None or dechunker is not None:
         raise ConfigError("router= and dechunker= change parts of a chunker: give chunker= too")
+    if isinstance(stack, str | Mapping | Config | nn.Module):
+        raise ConfigError(f'stack is a list of stages, as in stack=["dc"], got {stack!r:.80}')
     listed: list[PartConfig | None] = []
     for spec in stack:
         name, stage, config = build_stacked(spec, facts)
         stages.append((name, stage))
         listed.append(config)
-    instances = [key for key, config in configs.items() if config is None]
-    if chunker is None:
-        instances = []
-    complete = not instances and None not in listed
+    complete = None not in listed and (chunker is None or None not in configs.values())
     return order_stages(stages, host), WrapConfig(
         backbone=host.name,
         chunker=configs["chunker"],
@@ -72,19 +72,23 @@ def build_chunk_stage(
 
 def build_stacked(spec: Spec, facts: HostFacts) -> tuple[str, Stage, PartConfig | None]:
     """Make one stage of a stack: a stage of that name, or a chunker with its own parts."""
-    if isinstance(spec, Chunker):
+    if names_chunker(spec):
         name, stage, configs = build_chunk_stage(spec, None, None, facts)
-        return name, stage, configs["chunker"]
-    if not isinstance(spec, nn.Module):
-        wanted = read_spec("stage", spec).name
-        HOST.load_all()
-        known = HOST.registry.names("stage")
-        if wanted not in known and wanted in HOST.registry.names("chunker"):
-            name, stage, configs = build_chunk_stage(spec, None, None, facts)
-            return name, stage, configs["chunker"]
+        complete = None not in configs.values()  # its router and dechunker can be made again, too
+        return name, stage, configs["chunker"] if complete else None
     part, config = build_part("stage", spec, facts)
     assert isinstance(part, Stage)
     return (config.name if config else type(part).__name__), part, config
+
+
+def names_chunker(spec: Spec) -> bool:
+    """Say whether a member of a stack is a chunker, and not a stage of that name."""
+    if isinstance(spec, nn.Module):
+        return isinstance(spec, Chunker)
+    HOST.load_all()
+    wanted = read_spec("stage", spec).name
+    names = HOST.registry.names
+    return wanted not in names("stage") and wanted in names("chunker")
 
 
 def order_stages(stages: Sequence[tuple[str, Stage]], host: Backbone) -> dict[str, Stage]:

@@ -17,14 +17,12 @@ from adaptok.routing import Routing
 from adaptok.trace_step import TraceStep
 
 
-class Trace:
+class Trace(Observer):
     """The steps of the calls inside an `adaptok.trace`.
 
     Args:
         steps: one per pass of the block list.
     """
-
-    wants_losses = False
 
     def __init__(self) -> None:
         self.steps: list[TraceStep] = []
@@ -43,9 +41,6 @@ class Trace:
     def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
         """Take in a decision."""
         self.open.append((stage, routing, plan))
-
-    def note_losses(self, losses: Mapping[str, Tensor]) -> None:
-        """Take no losses."""
 
     def note_exit(self, call: BlockCall) -> None:
         """End a step."""
@@ -78,22 +73,13 @@ class Trace:
         return int(counter.get_total_flops())
 
 
-class LossCollector:
+class LossCollector(Observer):
     """Sums the auxiliary losses of the calls inside an `adaptok.collect_losses`."""
 
     wants_losses = True
 
     def __init__(self) -> None:
         self.losses: dict[str, Tensor] = {}
-
-    def note_entry(self, call: BlockCall) -> None:
-        """Take no entries."""
-
-    def note_exit(self, call: BlockCall) -> None:
-        """Take no exits."""
-
-    def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
-        """Take no plans."""
 
     def note_losses(self, losses: Mapping[str, Tensor]) -> None:
         """Add losses, unless a backward pass recomputes what was added before."""

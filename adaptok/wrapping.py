@@ -238,7 +238,7 @@ def resolve_span(span: tuple[int, int] | None, depth: int) -> tuple[int, int]:
     return (first, last)
 
 
-def resolve_budget(budget: BudgetSpec | None) -> Budget:
+def resolve_budget(budget: BudgetSpec | str | None) -> Budget:
     """Return the budget that was asked for (see `wrap`)."""
     if budget is None:
         return Budget()
@@ -251,6 +251,10 @@ def resolve_budget(budget: BudgetSpec | None) -> Budget:
                 f"a budget has keep, tokens or drop, got {', '.join(sorted(map(str, unknown)))}"
             )
         return Budget(keep=budget.get("keep"), tokens=budget.get("tokens"), drop=budget.get("drop"))
+    if isinstance(budget, str):
+        raise BudgetError(
+            f'budget is a number, a mapping such as {{"drop": 0.3}} or a Budget, got {budget!r}'
+        )
     return Budget(keep=budget)
 
 

@@ -69,7 +69,7 @@ def compare(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/adaptok-emoji"))
+    parser.add_argument("--cache", type=Path, default=Path("runs/emoji"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/tune.json"))
     parser.add_argument("--resolution", type=int, default=224)
     parser.add_argument("--steps", type=int, default=60)

@@ -1,6 +1,6 @@
 """Is a DC-DiT cheaper to train around the blocks of a DiT than from nothing?
 
-    python -m benchmarks.upcycling --runs /tmp/upcycling
+    python -m benchmarks.upcycling --runs runs/upcycling
 
 Trains a small DiT on the shipped emoji, then a DC-DiT around its blocks (distilled first) and the
 same DC-DiT from nothing, and compares their loss on held-out emoji by the operations spent on
@@ -183,7 +183,7 @@ def draw_curves(curves: dict[str, list[Point]], baseline: Point, path: Path) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("/tmp/adaptok-upcycling"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/upcycling"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/upcycling.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/pictures/upcycling.png"))
     parser.add_argument("--width", type=int, default=160)

@@ -22,7 +22,8 @@ class Given(adaptok.Router):
 
 
 def make_stage(prob, layout="bucketed", buckets=4):
-    return ChunkStage(Given(prob), HostChunker(layout, buckets), HostDechunker(4), "dc")
+    options = {"buckets": buckets} if layout == "bucketed" else {}
+    return ChunkStage(Given(prob), HostChunker(layout, **options), HostDechunker(4), "dc")
 
 
 def mix(call, first, last):

@@ -1,6 +1,7 @@
 import pytest
 
 import adaptok
+from adaptok.dc.host import HostChunker
 from adaptok.errors import ConfigError
 from adaptok.testing import make_vit
 from adaptok.wrap_config import BudgetConfig, WrapConfig
@@ -67,3 +68,16 @@ def test_what_is_no_configuration_is_refused(text, match, tmp_path):
 def test_yaml_runs_no_code():
     with pytest.raises(ConfigError, match="no YAML"):
         WrapConfig.from_yaml("backbone: !!python/object/apply:os.getcwd []")
+
+
+def test_a_chunker_in_the_stack_is_complete_only_with_its_router_and_dechunker(monkeypatch):
+    class Own(adaptok.Router):
+        def forward(self, tokens, context):
+            return adaptok.Routing(tokens.x.norm(dim=-1).sigmoid())
+
+    def is_complete():
+        return adaptok.wrap(make_vit(), stack=[HostChunker()], budget=0.5).blocks.config.complete
+
+    assert is_complete()
+    monkeypatch.setattr(HostChunker, "router", Own())
+    assert not is_complete()

@@ -22,6 +22,7 @@ from adaptok.errors import (
 )
 from adaptok.testing import make_vit
 from adaptok.testing.models import fill_weights
+from benchmarks.architectures import find_case
 
 
 class BadRouter(adaptok.Router):
@@ -104,7 +105,7 @@ REFUSED = {
     "not the identity": (
         {"chunker": "dc", "dechunker": ShiftingDechunker(96)},
         ProbeError,
-        r"with every cell kept.*differs by .*e-0",
+        r"with every cell kept, .* differs by 0\.0.* more than rounding explains",
     ),
     "too short": (
         {"chunker": "dc", "dechunker": ShortDechunker(96)},
@@ -219,3 +220,28 @@ def test_a_list_of_blocks_with_weights_of_its_own_is_refused():
     with pytest.raises(UnsupportedModelError, match=r"blocks holds weights of its own \(scale"):
         adaptok.wrap(vit, chunker="dc", budget=0.5)
     assert "blocks.scale" in vit.state_dict()
+
+
+def test_a_stack_that_is_no_list_and_a_budget_that_is_no_number_are_refused_in_words():
+    with pytest.raises(ConfigError, match=r'stack is a list of stages, as in stack=\["dc"\]'):
+        adaptok.wrap(make_vit(), stack="dc")
+    with pytest.raises(ValueError, match=r"budget is a number, .* got 'half'"):
+        adaptok.wrap(make_vit(), chunker="dc", budget="half")
+    with pytest.raises(ConfigError, match='buckets=4 is for layout "bucketed"'):
+        adaptok.wrap(make_vit(), chunker={"name": "dc", "layout": "fixed", "buckets": 4})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_proven_within_its_own_rounding(dtype):
+    """Without a prefix the gathered tokens lie otherwise in memory, and round otherwise."""
+    host = find_case("timm/vit_base_patch16_rpn_224").build().to(dtype)
+    adaptok.wrap(host, chunker="dc", budget=0.5)
+
+    class Broken(HostDechunker):
+        def forward(self, chunks, plan, before):
+            after = super().forward(chunks, plan, before)
+            return after.with_x(after.x.roll(1, dims=1))
+
+    host = find_case("timm/vit_base_patch16_rpn_224").build().to(dtype)
+    with pytest.raises(ProbeError, match="more than rounding explains"):
+        adaptok.wrap(host, chunker="dc", budget=0.5, dechunker=Broken(host.embed_dim))

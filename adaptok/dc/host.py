@@ -21,6 +21,7 @@ from adaptok.routing import Context, Router, Routing
 from adaptok.tokens import Tokens
 
 ROUTER_BIAS = 4.0  # sigmoid(4) = 0.98: every cell is kept at the start
+BUCKETS = 16
 PRIOR_RANGE = 2.0  # the logits of a fresh router lie in 4 +- 2
 
 
@@ -131,8 +132,14 @@ class HostChunker(DCChunker):
     router = "dc"
     dechunker = "dc"
 
-    def __init__(self, layout: Layout = "bucketed", buckets: int = 16, target: float = 2.0) -> None:
+    def __init__(
+        self, layout: Layout = "bucketed", buckets: int = BUCKETS, target: float = 2.0
+    ) -> None:
         super().__init__(layout, buckets)
+        if layout != "bucketed" and buckets != BUCKETS:
+            raise ConfigError(
+                f'buckets={buckets} is for layout "bucketed", and {layout!r} has none'
+            )
         if not target > 1.0:
             raise ConfigError(f"target is a compression above 1, got {target:g}")
         self.target = target
@@ -207,8 +214,8 @@ class HostDechunker(Float32Module, Dechunker):
             x = before.x.float()
             base, update = spread_update(chunks, plan, x)
             prob = natural_confidence(plan.routing)
-            # exactly zero, with the gradient of the probability (straight through)
-            base = base + update.detach() * (prob - prob.detach())[..., None]
+            if prob.requires_grad:  # zeros with the gradient of the probability (straight through)
+                base = base + update.detach() * (prob - prob.detach())[..., None]
             smoothed = smooth_and_spread(chunks, plan, self.sigma)
             return before.with_x(base + self.gate * (smoothed - base))
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from adaptok.budgeted import budget
-from adaptok.calls import BlockCall
+from adaptok.calls import BlockCall, Observer
 from adaptok.chunking import ChunkPlan
 from adaptok.errors import ConfigError, ShapeError
 from adaptok.hosts import HostInputs, device_of
@@ -23,10 +23,8 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | HostInputs
 Batches = Sequence[Inputs] | Callable[[int], Inputs]
 
 
-class BlockExit:
+class BlockExit(Observer):
     """Takes in the tokens that leave the block list and the plans, for one call."""
-
-    wants_losses = False
 
     def __init__(self) -> None:
         self.call: BlockCall | None = None
@@ -44,9 +42,6 @@ class BlockExit:
         assert self.call is not None
         return self.x[:, self.call.start : self.call.start + self.call.num_cells]
 
-    def note_entry(self, call: BlockCall) -> None:
-        """Take no entries."""
-
     def note_exit(self, call: BlockCall) -> None:
         """Take in the tokens."""
         self.call = call
@@ -54,9 +49,6 @@ class BlockExit:
     def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
         """Take in a plan."""
         self.plans.append((routing, plan))
-
-    def note_losses(self, losses: Mapping[str, Tensor]) -> None:
-        """Take no losses."""
 
 
 def choose_batch(batches: Batches, step: int, model: nn.Module) -> HostInputs:
