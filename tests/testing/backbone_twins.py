@@ -199,16 +199,20 @@ class AsksTheDevice(JointBackbone):
         return super().run(block, index, call)
 
 
-class ScaledList(nn.ModuleList):
-    def __init__(self, blocks):
-        super().__init__(blocks)
-        self.scale = nn.Parameter(torch.ones(1))
+class DatedList(nn.ModuleList):
+    """A list with a state of its own, which the container of a wrap does not carry."""
+
+    def get_extra_state(self):
+        return torch.tensor(2026)
+
+    def set_extra_state(self, state):
+        pass
 
 
-class ScaledHost(JointHost):
+class DatedHost(JointHost):
     def __init__(self):
         super().__init__()
-        self.blocks = ScaledList(self.blocks)
+        self.blocks = DatedList(self.blocks)
 
 
 class MarksBlocks(JointBackbone):
@@ -248,7 +252,7 @@ TWINS = {
     "deepcopy": Twin((RunsTheFirst, JointHost)),
     "pickle": Twin((JointBackbone, LambdaHost)),
     "compile": Twin((AsksTheDevice, JointHost)),
-    "keys": Twin((JointBackbone, ScaledHost)),
+    "keys": Twin((JointBackbone, DatedHost)),
     "unwrap": Twin((MarksBlocks, JointHost)),
     "second_wrap": Twin((JointBackbone, HiddenBlocks), ALL),
 }
