@@ -1,7 +1,7 @@
 """What a forward pass costs: counted floating-point operations, and measured milliseconds."""
 
 from adaptok.measure.flops import FlopCount, count_flops, count_flops_by_part
-from adaptok.measure.latency import Timing, measure_ms
+from adaptok.measure.latency import Timing, measure_interleaved, measure_ms
 from adaptok.measure.sampling import MeasuredSamples, StepCost, measure_sampling
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Timing",
     "count_flops",
     "count_flops_by_part",
+    "measure_interleaved",
     "measure_ms",
     "measure_sampling",
 ]

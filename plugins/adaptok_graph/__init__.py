@@ -1,0 +1,1 @@
+"""Graph networks on the token grid: a router, and a chunker that contracts edges."""

@@ -1,0 +1,1 @@
+"""Patches whose size follows the entropy of the image."""
