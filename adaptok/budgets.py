@@ -17,10 +17,10 @@ AMOUNTS = ("keep", "tokens", "drop")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Budget:
-    """How many cells a sample keeps: a fraction, a count, or a tail drop.
+    """How many cells a sample keeps: a fraction, a count, a tail drop, or what time allows.
 
-    At most one of the three is given; with none of them the router's own threshold decides
-    (the natural budget). Each is one number, or one per sample.
+    At most one of the four is given; with none of them the router's own threshold decides
+    (the natural budget). Each of the first three is one number, or one per sample.
 
     Args:
         keep: fraction of the cells to keep, in (0, 1]; the count is
@@ -28,7 +28,8 @@ class Budget:
         tokens: number of cells to keep, at least 1, exactly.
         drop: fraction of the naturally kept cells to drop, in [0, 1): of a sample's `k` kept
             cells, the `floor(drop * k)` with the lowest keep probability go.
-
+        target_ms: milliseconds of a call, above 0; the model keeps as many cells as it ran in that
+            time when `adaptok.plan` measured it.
         places: a tensor whose *length* is the exact number of cells to keep, on any device; a
             compiled graph then sees a length that may change, and not a number that it is made
             for (`Budget.carried`).
@@ -48,6 +49,7 @@ class Budget:
     keep: Amount | None = None
     tokens: Amount | None = None
     drop: Amount | None = None
+    target_ms: float | None = None
     places: Shaped[Tensor, " m"] | None = None
 
     def __post_init__(self) -> None:
@@ -55,8 +57,10 @@ class Budget:
         if len(given) > 1:
             raise BudgetError(f"{' and '.join(given)} exclude each other: give one of them")
         for name in given:
-            if name != "places":
+            if name in AMOUNTS:
                 check_amount(name, getattr(self, name))
+        if self.target_ms is not None:
+            check_target(self.target_ms)
 
     def carried(self, num_cells: int, device: torch.device | str = "cpu") -> "Budget":
         """Return the same exact budget for a grid, its count carried by a tensor's length.
@@ -73,10 +77,35 @@ class Budget:
         """
         return Budget(places=torch.zeros(self.count(num_cells), dtype=torch.bool, device=device))
 
+    def spread(self, b: int, num_cells: int, device: torch.device) -> "Budget":
+        """Return the same budget as a tensor of one value per sample.
+
+        A compiled graph then serves all values of it; exact budgets become counts here, in the
+        double precision that a number has.
+
+        Args:
+            b: number of samples.
+            num_cells: number of cells of a sample (`n`).
+            device: where the tensor shall lie.
+
+        Returns:
+            The budget.
+
+        Raises:
+            BudgetError: there are not as many values as samples, or more tokens than cells.
+        """
+        if self.is_exact:
+            natural = torch.zeros(b, dtype=torch.long, device=device)
+            return Budget(tokens=count_kept(self, natural, num_cells))
+        if self.drop is not None:
+            return Budget(drop=spread_amount(self.drop, b, device).contiguous())
+        return self
+
     @property
     def is_natural(self) -> bool:
         """Whether the router's own threshold decides."""
-        return all(getattr(self, name) is None for name in AMOUNTS) and self.places is None
+        amounts = all(getattr(self, name) is None for name in AMOUNTS)
+        return amounts and self.target_ms is None and self.places is None
 
     @property
     def is_exact(self) -> bool:
@@ -108,7 +137,7 @@ class Budget:
         if not self.is_exact:
             raise BudgetError(
                 f"an exact count needs keep= or tokens=, got {self.describe()}: with a natural "
-                "budget or drop= the count depends on the image"
+                "budget or drop= the count depends on the image, with target_ms= on the model"
             )
         amount = self.keep if self.keep is not None else self.tokens
         values = {float(value) for value in listed(amount)}
@@ -118,7 +147,9 @@ class Budget:
             )
         if isinstance(amount, Tensor):
             natural = torch.zeros(1, dtype=torch.long)
-            return int(count_kept(Budget(**self.first_values()), natural, num_cells))
+            first = self.first_values()
+            exact = Budget(keep=first.get("keep"), tokens=first.get("tokens"))
+            return int(count_kept(exact, natural, num_cells))
         value = values.pop()
         if self.keep is not None:
             return max(1, math.floor(value * num_cells + 0.5))
@@ -138,6 +169,8 @@ class Budget:
         """Say in words what the budget is."""
         if self.places is not None:
             return f"tokens={self.places.shape[0]}"
+        if self.target_ms is not None:
+            return f"target_ms={self.target_ms:g}"
         for name in AMOUNTS:
             amount = getattr(self, name)
             if amount is not None:
@@ -166,6 +199,14 @@ def check_amount(name: str, amount: Amount) -> None:
             raise BudgetError(f"drop is a fraction in [0, 1), got {number:g}")
         if name == "tokens" and (not math.isfinite(number) or number < 1 or number != int(number)):
             raise BudgetError(f"tokens is a whole number of at least 1, got {number:g}")
+
+
+def check_target(target_ms: object) -> None:
+    """Raise a `BudgetError` unless a target is one number of milliseconds above 0."""
+    if isinstance(target_ms, bool) or not isinstance(target_ms, int | float):
+        raise BudgetError(f"target_ms is one number of milliseconds, got {target_ms!r:.80}")
+    if not 0.0 < target_ms < math.inf:
+        raise BudgetError(f"target_ms is a finite number above 0, got {target_ms:g}")
 
 
 def check_room(tokens: float, num_cells: int) -> None:
@@ -216,7 +257,8 @@ def count_kept(budget: Budget, natural: Int[Tensor, " b"], num_cells: int) -> In
         Counts of at least 1, `(b)`.
 
     Raises:
-        BudgetError: there are not as many values as samples, or more tokens than cells.
+        BudgetError: there are not as many values as samples, more tokens than cells, or a time
+            that no model has turned into a count.
 
     Example:
         >>> count_kept(Budget(drop=0.3), torch.tensor([10, 7, 0]), 16)
@@ -239,6 +281,11 @@ def count_kept(budget: Budget, natural: Int[Tensor, " b"], num_cells: int) -> In
     if budget.drop is not None:
         dropped = (spread_amount(budget.drop, b, device) * natural.float()).floor().long()
         return (natural - dropped).clamp(min=1)
+    if budget.target_ms is not None:
+        raise BudgetError(
+            f"{budget.describe()} says nothing about cells yet: a model settles it for each call, "
+            "by what adaptok.plan measured (Budgeted.settle_budget); give keep=, tokens= or drop="
+        )
     return natural.clamp(min=1)
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from adaptok.budgets import AMOUNTS, Budget
 from adaptok.config import Config
-from adaptok.errors import ConfigError
+from adaptok.errors import BudgetError, ConfigError
 from adaptok.parts import PartConfig
 from adaptok.storage import write_text
 
@@ -46,6 +46,12 @@ class BudgetConfig(Config):
         """Return a budget's plain numbers; None for the natural budget."""
         if budget.is_natural:
             return None
+        if budget.target_ms is not None:
+            raise BudgetError(
+                f"{budget.describe()} belongs to the machine that it was measured on, and no "
+                "configuration holds it: give keep=, tokens= or drop= here, and the target to "
+                "adaptok.set_budget"
+            )
         plain: dict[str, float | list[float] | None] = {}
         for name in AMOUNTS:
             amount = getattr(budget, name)

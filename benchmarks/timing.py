@@ -1,12 +1,13 @@
-"""Interleaved timing: every candidate once per round, medians over the rounds."""
+"""Interleaved timing for the scripts of this folder, in the form of their result files."""
 
-import platform
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+
+from adaptok import measure
+
+WARMUP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +38,15 @@ def time_interleaved(
     Returns:
         Timings by name.
     """
-    seen: dict[str, list[float]] = {name: [] for name in candidates}
-    for round_ in range(rounds + 2):
-        for name, run in candidates.items():
-            wait_for(device)
-            start = time.perf_counter()
-            run()
-            wait_for(device)
-            if round_ >= 2:
-                seen[name].append(1e3 * (time.perf_counter() - start))
-    return {name: summarise(values) for name, values in seen.items()}
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def summarise(values: list[float]) -> Timing:
-    """Return median and quartiles."""
-    quartiles = statistics.quantiles(values, n=4, method="inclusive")
-    return Timing(quartiles[1], quartiles[0], quartiles[2])
+    timings = measure.measure_interleaved(candidates, repeats=rounds, warmup=WARMUP, device=device)
+    return {name: Timing(t.median_ms, t.first_ms, t.third_ms) for name, t in timings.items()}
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
     """Return what a reader must know about the machine."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    threads = str(torch.get_num_threads())
-    return {"device": f"{device.type}: {name}", "threads": threads, "torch": torch.__version__}
+    machine = measure.describe_machine(device)
+    return {
+        "device": f"{device.type}: {machine.name}",
+        "threads": str(machine.threads),
+        "torch": machine.torch,
+    }

@@ -1,4 +1,4 @@
-"""The command line: `adaptok demo`, `train`, `sample`, `tune`, `distill`, `doctor`.
+"""The command line: `adaptok demo`, `train`, `sample`, `tune`, `distill`, `doctor`, `bench`.
 
 What a command computes with is imported when it runs, so that `--help` stays quick.
 """
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from adaptok.cli.bench import bench
 from adaptok.cli.demo import demo
 from adaptok.cli.distill import distill
 from adaptok.cli.doctor import doctor
@@ -56,5 +57,6 @@ app.command()(sample)
 app.command()(tune)
 app.command()(distill)
 app.command()(doctor)
+app.command()(bench)
 
 __all__ = ["app"]

@@ -1,17 +1,40 @@
-"""What a forward pass costs: counted floating-point operations, and measured milliseconds."""
+"""What a forward pass costs: counted operations, and measured time, memory and agreement."""
 
+from adaptok.measure.agreement import Agreement, compare_outputs
+from adaptok.measure.benchmarking import benchmark
 from adaptok.measure.flops import FlopCount, count_flops, count_flops_by_part
-from adaptok.measure.latency import Timing, measure_interleaved, measure_ms
+from adaptok.measure.latency import Candidate, Timing, measure_interleaved, measure_ms
+from adaptok.measure.machine import Machine, describe_machine
+from adaptok.measure.memory import LiveMemory, measure_peak
+from adaptok.measure.planner import Applied, Plan, plan, set_aside
+from adaptok.measure.report import BenchmarkReport, BenchmarkRow, TokenCount
 from adaptok.measure.sampling import MeasuredSamples, StepCost, measure_sampling
+from adaptok.measure.turns import StageCost
 
 __all__ = [
+    "Agreement",
+    "Applied",
+    "BenchmarkReport",
+    "BenchmarkRow",
+    "Candidate",
     "FlopCount",
+    "LiveMemory",
+    "Machine",
     "MeasuredSamples",
+    "Plan",
+    "StageCost",
     "StepCost",
     "Timing",
+    "TokenCount",
+    "benchmark",
+    "compare_outputs",
     "count_flops",
     "count_flops_by_part",
+    "describe_machine",
     "measure_interleaved",
     "measure_ms",
+    "measure_peak",
     "measure_sampling",
+    "plan",
+    "set_aside",
 ]

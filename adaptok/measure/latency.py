@@ -3,11 +3,15 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from adaptok.errors import ConfigError
+
+Call = Callable[[], object]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,14 +20,35 @@ class Timing:
 
     Args:
         median_ms: median over the repeats, milliseconds.
-        spread: from the first to the third quartile, as a fraction of the median.
+        first_ms: first quartile.
+        third_ms: third quartile.
     """
 
     median_ms: float
-    spread: float
+    first_ms: float
+    third_ms: float
+
+    @property
+    def spread(self) -> float:
+        """From the first to the third quartile, as a fraction of the median."""
+        return (self.third_ms - self.first_ms) / self.median_ms if self.median_ms else 0.0
 
 
-def measure_ms(fn: Callable[[], object], *, repeats: int = 10, warmup: int = 2) -> Timing:
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A call to measure, and what must hold around it.
+
+    Args:
+        call: what is measured; its result is dropped.
+        around: makes a context that is entered before the clock starts and left after it has
+            stopped, such as a budget.
+    """
+
+    call: Call
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+def measure_ms(fn: Call, *, repeats: int = 10, warmup: int = 2) -> Timing:
     """Measure how long a call takes.
 
     Args:
@@ -32,7 +57,7 @@ def measure_ms(fn: Callable[[], object], *, repeats: int = 10, warmup: int = 2) 
         warmup: calls before the clock runs.
 
     Returns:
-        Median and spread of the measured calls.
+        Median and quartiles of the measured calls.
 
     Raises:
         ConfigError: `repeats` is less than 1 or `warmup` less than 0.
@@ -50,7 +75,12 @@ def measure_ms(fn: Callable[[], object], *, repeats: int = 10, warmup: int = 2) 
 
 
 def measure_interleaved(
-    candidates: Mapping[str, Callable[[], object]], *, repeats: int = 10, warmup: int = 2
+    candidates: Mapping[str, Call | Candidate],
+    *,
+    repeats: int = 10,
+    warmup: int = 2,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Timing]:
     """Measure several calls in turn, so that what the machine does meanwhile hits all alike.
 
@@ -58,9 +88,11 @@ def measure_interleaved(
         candidates: what to call, by name; results are dropped.
         repeats: measured rounds, at least 1; in each round every candidate is called once.
         warmup: rounds before the clock runs.
+        device: the device to wait for; None waits for a GPU that is in use.
+        progress: told the rounds done and all rounds, after each round.
 
     Returns:
-        Median and spread of each candidate, by name.
+        Median and quartiles of each candidate, by name.
 
     Raises:
         ConfigError: `repeats` is less than 1 or `warmup` less than 0.
@@ -71,12 +103,19 @@ def measure_interleaved(
         ['sum', 'nothing']
     """
     check_repeats(repeats, warmup)
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+    ready = {
+        name: value if isinstance(value, Candidate) else Candidate(value)
+        for name, value in candidates.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in ready}
     for round_ in range(warmup + repeats):
-        for name, fn in candidates.items():
-            ms = time_call(fn)
+        for name, candidate in ready.items():
+            with candidate.around():
+                ms = time_call(candidate.call, device)
             if round_ >= warmup:
                 times[name].append(ms)
+        if progress is not None:
+            progress(round_ + 1, warmup + repeats)
     return {name: summarise(values) for name, values in times.items()}
 
 
@@ -89,25 +128,27 @@ def check_repeats(repeats: int, warmup: int) -> None:
         )
 
 
-def time_call(fn: Callable[[], object]) -> float:
+def time_call(fn: Call, device: torch.device | None = None) -> float:
     """Return the milliseconds of one call; a GPU is waited for."""
-    wait_for_device()
+    wait_for_device(device)
     start = time.perf_counter()
     fn()
-    wait_for_device()
+    wait_for_device(device)
     return 1000 * (time.perf_counter() - start)
 
 
 def summarise(times: list[float]) -> Timing:
-    """Return median and relative quartile distance of some times in milliseconds."""
-    median = statistics.median(times)
-    if len(times) < 2 or median == 0:
-        return Timing(median, 0.0)
-    first, _, third = statistics.quantiles(times, n=4, method="inclusive")
-    return Timing(median, (third - first) / median)
+    """Return median and quartiles of some times in milliseconds."""
+    if len(times) < 2:
+        return Timing(times[0], times[0], times[0])
+    first, median, third = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(median, first, third)
 
 
-def wait_for_device() -> None:
-    """Wait until a GPU that is in use has done what it was given."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+def wait_for_device(device: torch.device | None = None) -> None:
+    """Wait until a device has done what it was given; None means a GPU that is in use."""
+    if device is not None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+    elif torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()

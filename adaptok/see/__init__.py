@@ -4,6 +4,7 @@ Nothing here touches pyplot's global state; a figure is shown by a notebook, or 
 `save_figure`.
 """
 
+from adaptok.see.benchmarks import draw_benchmark
 from adaptok.see.canvas import save_figure
 from adaptok.see.curves import KeptCurve, draw_kept_by_time, draw_loss
 from adaptok.see.maps import Denoised, Frame, draw_denoised, draw_trajectory, shade_dropped
@@ -14,6 +15,7 @@ __all__ = [
     "Frame",
     "KeptCurve",
     "SampleRow",
+    "draw_benchmark",
     "draw_denoised",
     "draw_kept_by_time",
     "draw_loss",
