@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adaptok.budgets import Budget
     from adaptok.calls import BlockCall, HostNumbers, TokenInput
     from adaptok.chunking import Chunker, ChunkPlan, Dechunker, Provenance
+    from adaptok.compiling import compile
     from adaptok.dc import DCDiT, DCDiTConfig
     from adaptok.dc.upcycle import upcycle
     from adaptok.discovery import (
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from adaptok.doctoring import doctor
     from adaptok.hookspecs import hookimpl
     from adaptok.hosts import Backbone, HostInputs
+    from adaptok.measure.benchmarking import benchmark
+    from adaptok.measure.planner import Plan, plan, set_aside
     from adaptok.parts import PartConfig
     from adaptok.routing import Context, Router, Routing
     from adaptok.stages import BlockRange, Effects, Stage
@@ -66,6 +69,7 @@ __all__ = [
     "HostNumbers",
     "ListBackbone",
     "PartConfig",
+    "Plan",
     "Provenance",
     "Router",
     "Routing",
@@ -74,14 +78,17 @@ __all__ = [
     "Tokens",
     "WrapConfig",
     "available",
+    "benchmark",
     "budget",
     "collect_losses",
+    "compile",
     "describe",
     "doctor",
     "hookimpl",
     "is_wrapped",
     "load",
     "losses",
+    "plan",
     "register_backbone",
     "register_chunker",
     "register_dechunker",
@@ -89,6 +96,7 @@ __all__ = [
     "register_stage",
     "request",
     "save",
+    "set_aside",
     "set_budget",
     "trace",
     "unwrap",
@@ -114,6 +122,7 @@ HOMES = {
     "HostNumbers": "calls",
     "ListBackbone": "backbones.plain",
     "PartConfig": "parts",
+    "Plan": "measure.planner",
     "Provenance": "chunking",
     "Router": "routing",
     "Routing": "routing",
@@ -122,13 +131,16 @@ HOMES = {
     "Tokens": "tokens",
     "WrapConfig": "wrap_config",
     "available": "discovery",
+    "benchmark": "measure.benchmarking",
     "budget": "budgeted",
     "collect_losses": "tracing",
+    "compile": "compiling",
     "describe": "discovery",
     "doctor": "doctoring",
     "hookimpl": "hookspecs",
     "is_wrapped": "wrapping",
     "load": "adapters",
+    "plan": "measure.planner",
     "register_backbone": "discovery",
     "register_chunker": "discovery",
     "register_dechunker": "discovery",
@@ -136,6 +148,7 @@ HOMES = {
     "register_stage": "discovery",
     "request": "tracing",
     "save": "adapters",
+    "set_aside": "measure.planner",
     "set_budget": "budgeted",
     "trace": "tracing",
     "unwrap": "wrapping",

@@ -5,7 +5,7 @@ precision), `padded` (samples of similar length share one masked call: a GPU in 
 `loop` (one call per sample: a CPU, and the oracle of the others).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from adaptok import ragged_op
 from adaptok.errors import ConfigError, DeviceError, DtypeError, ShapeError
 
 Rung = Literal["varlen", "padded", "loop"]
@@ -45,10 +46,12 @@ class Ragged:
     lengths: tuple[int, ...]
     rung: Rung | None = None
     longest: int = field(init=False)  # rounded up, so that a compiled kernel sees few values
+    sizes: Int[Tensor, " b"] = field(init=False)  # the lengths once more, as a tensor on the host
 
     def __post_init__(self) -> None:
         longest = -(-max(self.lengths, default=1) // LENGTH_BUCKET) * LENGTH_BUCKET
         object.__setattr__(self, "longest", longest)
+        object.__setattr__(self, "sizes", torch.tensor(self.lengths, dtype=torch.long))
 
 
 def attend_packed(
@@ -91,9 +94,13 @@ def attend_packed(
     rung = choose_rung(q, key_bias) if ragged.rung is None else ragged.rung
     if rung == "varlen":
         return attend_varlen(q, k, v, ragged, key_bias, scale)
-    if rung in UNCOMPILED:
-        attended: Tensor = UNCOMPILED[rung](q, k, v, ragged, key_bias, scale)
+    if rung in ragged_op.RUNGS and torch.compiler.is_compiling():
+        attended: Tensor = torch.ops.adaptok.attend_ragged(
+            q, k, v, ragged.sizes, key_bias, scale, rung
+        )
         return attended
+    if rung in ragged_op.RUNGS:
+        return ragged_op.RUNGS[rung](q, k, v, ragged.lengths, key_bias, scale)
     raise ConfigError(f"rung is one of {', '.join(RUNGS)}, got {rung!r}")
 
 
@@ -168,12 +175,11 @@ def attend_padded(
     q: Float[Tensor, "t heads e"],
     k: Float[Tensor, "t heads e"],
     v: Float[Tensor, "t heads e"],
-    ragged: Ragged,
+    lengths: tuple[int, ...],
     key_bias: Float[Tensor, "t heads"] | None,
     scale: float,
 ) -> Float[Tensor, "t heads e"]:
     """Attend in masked calls over samples of similar length (see `attend_packed`)."""
-    lengths = ragged.lengths
     starts = starts_on_host(lengths)
     groups: dict[int, list[int]] = {}
     for sample, length in enumerate(lengths):
@@ -219,13 +225,12 @@ def attend_loop(
     q: Float[Tensor, "t heads e"],
     k: Float[Tensor, "t heads e"],
     v: Float[Tensor, "t heads e"],
-    ragged: Ragged,
+    lengths: tuple[int, ...],
     key_bias: Float[Tensor, "t heads"] | None,
     scale: float,
 ) -> Float[Tensor, "t heads e"]:
     """Attend sample by sample (see `attend_packed`)."""
     outs = []
-    lengths = ragged.lengths
     for start, length in zip(starts_on_host(lengths), lengths, strict=True):
         piece = slice(start, start + length)
         one = [rearrange(part[piece], "m heads e -> 1 heads m e") for part in (q, k, v)]
@@ -246,8 +251,5 @@ def starts_on_host(lengths: Sequence[int]) -> list[int]:
     return starts
 
 
-# Their shapes follow the lengths: a compiled graph per batch would cost more than it saves.
-UNCOMPILED: dict[str, Callable[..., Tensor]] = {
-    "padded": torch.compiler.disable(attend_padded),
-    "loop": torch.compiler.disable(attend_loop),
-}
+# How compiled graphs find these: there they are one operator, which does not look at the lengths.
+ragged_op.RUNGS.update(padded=attend_padded, loop=attend_loop)

@@ -13,7 +13,8 @@ from adaptok.checkpointing import is_checkpointed, shield
 from adaptok.config import Config
 from adaptok.errors import HandOverError, HostOptionError
 from adaptok.hosts import Backbone
-from adaptok.packed_run import PackedBlock
+from adaptok.packed_run import PackedBlock, run_forms
+from adaptok.regions import Regional, mark_dynamic
 from adaptok.stages import BlockRange, Stage
 
 PARTS = "adaptok"  # name of the one child that is not the host's
@@ -98,7 +99,7 @@ class Parts(nn.ModuleDict):
         )
 
 
-class AdaptiveBlocks(BlockContainer):
+class AdaptiveBlocks(Regional, BlockContainer):
     """The block list of a wrapped model: runs its stages, and the host's blocks inside them.
 
     Args:
@@ -115,6 +116,9 @@ class AdaptiveBlocks(BlockContainer):
         >>> list(vit.blocks) == [vit.blocks], type(vit.blocks[0]).__name__
         (True, 'Block')
     """
+
+    regions = ("run_blocks", "run_forms")
+    run_forms = staticmethod(run_forms)
 
     def __init__(
         self,
@@ -159,10 +163,24 @@ class AdaptiveBlocks(BlockContainer):
         shown = [f"backbone={self.backbone.name!r}", f"span={self.span}"]
         for stage in self.stages:
             shown += [f"{name}={text}" for name, text in stage.describe().items()]
+            shown += ["aside=True"] if stage.aside else []
         return ", ".join(shown)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Run stages and blocks on what the host calls its first block with."""
+        if torch.compiler.is_compiling() and self.is_cut:
+            return run_uncompiled(self, args, kwargs)
+        return self.run_call(args, kwargs)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a graph ends here, and regions are compiled each for itself."""
+        if not self.compiled_regions or self.plain:
+            return False  # a graph that somebody else makes, who said how
+        return bool(self.observers) or any(stage.cuts for stage in self.stages if not stage.aside)
+
+    def run_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Run stages and blocks, shielded from a host that checkpoints its block list."""
         if not is_checkpointed():
             return self.run_host_call(args, kwargs, checkpoint=False)
         with shield():  # around the reading, too, which may compute: a table, a mask
@@ -205,24 +223,34 @@ class AdaptiveBlocks(BlockContainer):
         if self.plain:
             return self.run_blocks(call, 0, len(self.all_blocks))
         first, last = self.span
-        call = self.run_blocks(call, 0, first)
+        call = self.run_inner(call, 0, first)
         call = self.run_stages(call, first, last)
-        return self.run_blocks(call, last, len(self.all_blocks))
+        return self.run_inner(call, last, len(self.all_blocks))
 
     def run_stages(self, call: BlockCall, first: int, last: int) -> BlockCall:
         """Run the stages around some of the blocks."""
         found = [self.forms.get(block) for block in self.all_blocks[first:last]]
         forms = tuple(form for form in found if form is not None)
         inner = BlockRange(
-            self.run_blocks,
+            self.run_inner,
             first,
             last,
             forms if forms and len(forms) == last - first else None,
             self.backbone.positions_per_sample,
+            self.region("run_forms"),
         )
         for stage in reversed(self.stages):
-            inner = inner.around(stage)
+            inner = inner if stage.aside else inner.around(stage)
         return inner(call)
+
+    def run_inner(self, call: BlockCall, first: int, last: int) -> BlockCall:
+        """Run some of the host's blocks, as a region where those are compiled."""
+        if first == last:
+            return call
+        if self.compiled_regions:
+            mark_call(call)
+        after: BlockCall = self.region("run_blocks")(call, first, last)
+        return after
 
     def run_blocks(self, call: BlockCall, first: int, last: int) -> BlockCall:
         """Run some of the host's blocks, as the host would."""
@@ -235,6 +263,17 @@ class AdaptiveBlocks(BlockContainer):
             else:
                 call = self.backbone.run(blocks[index], index, call)
         return call
+
+
+def run_apart(blocks: AdaptiveBlocks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Run a block list outside of the graph around it; its regions have graphs of their own."""
+    if any(observer.counts for observer in blocks.observers):
+        with torch.compiler.set_stance("force_eager"):  # a compiled kernel cannot be looked into
+            return blocks.run_call(args, kwargs)
+    return blocks.run_call(args, kwargs)
+
+
+run_uncompiled = torch.compiler.disable(run_apart)
 
 
 class Entrance:
@@ -254,6 +293,18 @@ class Entrance:
         numbers = self.leader.backbone.hand_over(self.path, module, args, kwargs)
         if numbers is not None:
             self.leader.numbers = numbers
+
+
+def mark_call(call: BlockCall) -> None:
+    """Tell the compiler that samples and tokens of a call differ from call to call."""
+    mark_dynamic(call.x, 0, 1)
+    if call.cells is not None:
+        mark_dynamic(call.cells, 0, 1)
+    if call.condition is not None:
+        mark_dynamic(call.condition, 0)
+    for given in call.token_inputs.values():
+        if given.value.shape[0] > 1 or not given.batched:
+            mark_dynamic(given.value, *given.axes, *([0] if given.batched else []))
 
 
 def find_adaptive(model: nn.Module) -> AdaptiveBlocks | None:

@@ -146,6 +146,7 @@ class Observer:
     """
 
     wants_losses = False
+    counts = False  # whether it looks at each operation, which a compiled kernel hides
 
     def note_entry(self, call: "BlockCall") -> None:
         """Take in that the block list is entered."""

@@ -14,12 +14,13 @@ from adaptok.calls import BlockCall, merge_samples
 from adaptok.chunking import Chunker, ChunkPlan, Dechunker
 from adaptok.errors import BudgetError, RoutingError, ShapeError, StackError
 from adaptok.packed_run import run_packed
-from adaptok.routing import Router, Routing
+from adaptok.regions import Regional, mark_dynamic
+from adaptok.routing import Context, Router, Routing
 from adaptok.stages import BlockRange, Effects, Stage
 from adaptok.tokens import Tokens
 
 
-class ChunkStage(Budgeted, Stage):
+class ChunkStage(Regional, Budgeted, Stage):
     """Routes the cells, keeps few of them, runs the blocks on those, and gives all cells back.
 
     Args:
@@ -48,6 +49,8 @@ class ChunkStage(Budgeted, Stage):
     effects: ClassVar[Effects] = Effects(
         "tokens", changes_count=True, needs_grid=True, compilable=True
     )
+    # The chunker, between the two regions, waits for the counts unless the budget tells them.
+    regions = ("route", "restore")
 
     def __init__(
         self, router: Router, chunker: Chunker, dechunker: Dechunker, name: str = "chunker"
@@ -59,12 +62,15 @@ class ChunkStage(Budgeted, Stage):
         self.name = name
         # Exact budgets by number of cells, for compiled graphs: see `Budget.carried`.
         self.carried: dict[tuple[int, str], Budget] = {}
+        self.cuts = True  # a plain flag, so that a graph does not look at the budget itself
 
     def take_budget(self, budget: Budget, uncond: Budget | None) -> None:
         """Run with a budget from now on (see `Budgeted.take_budget`)."""
         self.budget_setting = budget
         self.uncond_setting = uncond
         self.carried = {key: carry_budget(budget, *key) for key in self.carried}
+        self.settle_again()
+        self.cuts = self.must_cut()
 
     def describe(self) -> dict[str, str]:
         """Return chunker, router, layout and budget in words."""
@@ -82,11 +88,18 @@ class ChunkStage(Budgeted, Stage):
         """Return the budget of one call."""
         if self.uncond_setting is not None:
             return self.split_budget(call, self.uncond_setting)
+        if self.aims:
+            b, n = call.x.shape[0], call.num_cells
+            settled = self.settle_budget(self.budget_setting, b, n, call.x)
+            if not torch.compiler.is_compiling():
+                self.cuts = self.must_cut()
+            return settled
         key = (call.num_cells, str(call.x.device))
         if torch.compiler.is_compiling():
             return self.carried.get(key, self.budget_setting)
         if key not in self.carried:
             self.carried[key] = carry_budget(self.budget_setting, *key)
+            self.cuts = self.must_cut()
         return self.budget_setting
 
     def split_budget(self, call: BlockCall, uncond: Budget) -> Budget:
@@ -116,7 +129,7 @@ class ChunkStage(Budgeted, Stage):
                 "some away already: let it run first"
             )
         before = call.tokens
-        routing = self.router(before, call.context)
+        routing = self.region("route")(before, call.context)
         check_routing(routing, before, self.router)
         chunks, plan = self.chunker(before, routing, self.choose_budget(call))
         for observer in call.observers:
@@ -124,8 +137,29 @@ class ChunkStage(Budgeted, Stage):
             if observer.wants_losses:
                 observer.note_losses(self.chunker.losses(plan.routing))
         x, short = run_chunks(inner, call, chunks, plan)
-        after = self.dechunker(chunks.with_x(x), plan, before)
+        if chunks.is_packed:
+            mark_dynamic(x, 0)
+        after = self.region("restore")(chunks.with_x(x), plan, before)
         return call.put(after.x, *short)
+
+    def route(self, before: Tokens, context: Context) -> Routing:
+        """Judge the cells."""
+        routing: Routing = self.router(before, context)
+        return routing
+
+    def restore(self, chunks: Tokens, plan: ChunkPlan, before: Tokens) -> Tokens:
+        """Give all cells their features again."""
+        after: Tokens = self.dechunker(chunks, plan, before)
+        return after
+
+    def must_cut(self) -> bool:
+        """Say whether one graph cannot hold this stage under its budget."""
+        # the first call, which is not in a graph, makes what a graph reads instead of the budget
+        known = self.settled if self.aims else self.carried
+        if not known or self.uncond_setting is not None:
+            return True
+        exact = Budget(tokens=1)  # what a target becomes
+        return self.chunker.waits_for_device(exact if self.aims else self.budget_setting)
 
 
 def carry_budget(budget: Budget, n: int, device: str) -> Budget:
@@ -206,7 +240,7 @@ def run_chunks(
                 'layout "packed" needs packed forms of the blocks, and none are left here: another '
                 'stage stands before them, or they were replaced after the wrap. Use "bucketed"'
             )
-        return run_packed(inner.forms, call, chunks, plan)
+        return run_packed(inner.forms, call, chunks, plan, inner.run_forms)
     return run_groups(inner, call, chunks, plan)
 
 

@@ -195,6 +195,18 @@ class Chunker(nn.Module, ABC):
             The short tokens, and the plan that the dechunker needs.
         """
 
+    def waits_for_device(self, budget: Budget) -> bool:
+        """Say whether counts depend on the image, so that one graph cannot hold this chunker.
+
+        Args:
+            budget: how many cells to keep.
+
+        Returns:
+            Whether the forward pass must be cut here; by default with every budget but one exact
+            count for all samples.
+        """
+        return not budget.is_uniform
+
     def losses(self, routing: Routing) -> dict[str, Tensor]:
         """Return auxiliary losses of one decision by name, for `adaptok.collect_losses`.
 
@@ -241,16 +253,31 @@ def gather_kept(tokens: Tokens, keep_mask: Bool[Tensor, "b n"], lengths: tuple[i
         >>> gather_kept(tokens, torch.tensor([[True, False, False, True]]), (2,)).cells
         tensor([0, 3])
     """
-    b, n = keep_mask.shape
-    device = keep_mask.device
-    total = sum(lengths)
+    n = keep_mask.shape[1]
+    rows = find_rows(keep_mask, sum(lengths))
+    x = rearrange(tokens.x, "b n d -> (b n) d").index_select(0, rows)
+    return Tokens(x, tokens.grid, rows % n, batch=rows // n, ptr=starts_of(keep_mask.sum(1)))
+
+
+def find_rows(keep_mask: Bool[Tensor, "b n"], total: int) -> Int[Tensor, " t"]:
+    """Return the places of the kept cells among all cells of the batch, in order.
+
+    Args:
+        keep_mask: the kept cells, `(b n)`.
+        total: how many those are, known to the host, so that nothing waits for the device.
+
+    Returns:
+        Places, `(t)`.
+
+    Example:
+        >>> find_rows(torch.tensor([[True, False], [False, True]]), 2)
+        tensor([0, 3])
+    """
     flat = keep_mask.flatten()
     # dropped cells all write to one row behind the end, which is cut off
     place = torch.where(flat, flat.cumsum(0) - 1, total)
-    cells_of_all = torch.arange(b * n, device=device)
-    rows = cells_of_all.new_empty(total + 1).scatter(0, place, cells_of_all)[:total]
-    x = rearrange(tokens.x, "b n d -> (b n) d").index_select(0, rows)
-    return Tokens(x, tokens.grid, rows % n, batch=rows // n, ptr=starts_of(keep_mask.sum(1)))
+    places = torch.arange(flat.shape[0], device=flat.device)
+    return places.new_empty(total + 1).scatter(0, place, places)[:total]
 
 
 def gather_cells(tokens: Tokens, cells: Int[Tensor, "b m"]) -> Tokens:

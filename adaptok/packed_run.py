@@ -1,6 +1,6 @@
 """Running blocks on packed tokens: prefix, kept cells and whatever follows, sample after sample."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from adaptok.attention import Ragged
 from adaptok.calls import BlockCall
 from adaptok.chunking import ChunkPlan
 from adaptok.errors import ShapeError, StackError
+from adaptok.regions import mark_dynamic
 from adaptok.tokens import Tokens
 
 
@@ -44,7 +45,11 @@ class PackedRows:
 
 
 def run_packed(
-    blocks: Sequence[PackedBlock], call: BlockCall, chunks: Tokens, plan: ChunkPlan
+    blocks: Sequence[PackedBlock],
+    call: BlockCall,
+    chunks: Tokens,
+    plan: ChunkPlan,
+    run: "RunForms | None" = None,
 ) -> tuple[Float[Tensor, "t d"], tuple[Float[Tensor, "b r d"], dict[str, Tensor | None]]]:
     """Run blocks on the kept cells of all samples in one run.
 
@@ -56,6 +61,7 @@ def run_packed(
         call: the call with all cells.
         chunks: the kept cells, packed `(t d)`.
         plan: what the chunker returned.
+        run: runs the blocks, as `run_forms` does; a compiled form of it.
 
     Returns:
         The features of the chunks, and what came of the other tokens and the streams, as
@@ -84,14 +90,45 @@ def run_packed(
     rest = call.rest_x
     flat = torch.cat([chunks.x.to(rest.dtype), rearrange(rest, "b r d -> (b r) d")])
     x = flat.index_select(0, rows.order)
-    for block in blocks:
-        if call.checkpoint:
-            x = checkpoint(block, x, rows.ragged, call.condition, use_reentrant=False)
-        else:
-            x = block(x, rows.ragged, call.condition)
+    for tensor in (x, rows.ragged.batch):
+        mark_dynamic(tensor, 0)
+    x = (run or run_forms)(
+        tuple(blocks), x, rows.ragged, call.condition, checkpointed=call.checkpoint
+    )
     b, r = rows.others.shape
     after = rearrange(x.index_select(0, rows.others.flatten()), "(b r) d -> b r d", b=b, r=r)
     return x.index_select(0, rows.cells), (after, dict(call.streams))
+
+
+def run_forms(
+    blocks: Sequence[PackedBlock],
+    x: Float[Tensor, "t d"],
+    ragged: Ragged,
+    condition: Float[Tensor, "b c"] | None,
+    *,
+    checkpointed: bool,
+) -> Float[Tensor, "t d"]:
+    """Run packed blocks one after the other.
+
+    Args:
+        blocks: packed forms.
+        x: packed tokens, `(t d)`.
+        ragged: where the samples lie.
+        condition: conditioning vector of each sample.
+        checkpointed: keep no activations of a block, compute them again for the gradient.
+
+    Returns:
+        Packed tokens.
+    """
+    for block in blocks:
+        if checkpointed:
+            x = checkpoint(block, x, ragged, condition, use_reentrant=False)
+        else:
+            x = block(x, ragged, condition)
+    return x
+
+
+RunForms = Callable[..., Tensor]
 
 
 def check_packable(call: BlockCall) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from adaptok.calls import BlockCall
 from adaptok.errors import ConfigError
-from adaptok.packed_run import PackedBlock
+from adaptok.packed_run import PackedBlock, RunForms, run_forms
 
 Axis = Literal["time", "depth", "tokens", "width"]
 AXES: tuple[Axis, ...] = ("time", "depth", "tokens", "width")  # outermost first
@@ -70,6 +70,7 @@ class BlockRange:
         forms: packed forms of the blocks, where they were asked for: each takes all samples in one
             run of tokens.
         positions_per_sample: whether samples of one call may keep different cells.
+        run_forms: runs packed forms one after the other.
 
     Example:
         >>> import torch
@@ -85,6 +86,7 @@ class BlockRange:
     last: int
     forms: tuple[PackedBlock, ...] | None = None
     positions_per_sample: bool = True
+    run_forms: RunForms = run_forms
 
     def __call__(self, call: BlockCall) -> BlockCall:
         """Run all of the blocks.
@@ -123,6 +125,8 @@ class Stage(nn.Module, ABC):
     """
 
     effects: ClassVar[Effects]
+    cuts: bool = False  # one graph cannot hold it: a compiled model runs it between two graphs
+    aside: bool = False  # not run, as if it was not there: see `adaptok.set_aside`
 
     @abstractmethod
     def forward(self, inner: BlockRange, call: BlockCall) -> BlockCall:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adaptok.blocks import AdaptiveBlocks, find_adaptive
 from adaptok.calls import BlockCall, Observer
 from adaptok.chunking import ChunkPlan, Provenance
+from adaptok.counting import make_counter
 from adaptok.discovery import HOST
 from adaptok.errors import NotWrappedError
 from adaptok.routing import Routing
@@ -24,6 +25,8 @@ class Trace(Observer):
         steps: one per pass of the block list.
     """
 
+    counts = True
+
     def __init__(self) -> None:
         self.steps: list[TraceStep] = []
         self.open: list[tuple[str, Routing, ChunkPlan]] = []
@@ -33,7 +36,7 @@ class Trace(Observer):
     def note_entry(self, call: BlockCall) -> None:
         """Begin a step."""
         self.open = []
-        self.counter = FlopCounterMode(display=False)
+        self.counter = make_counter()
         self.counter.__enter__()
         wait_for(call.x)
         self.start = time.perf_counter()

@@ -12,6 +12,8 @@ from adaptok.blocks import AdaptiveBlocks, BlockContainer, Entrance, FollowingBl
 from adaptok.budgeted import Budgeted
 from adaptok.budgets import Budget
 from adaptok.chunk_stage import ChunkStage
+from adaptok.compiling import compile as compile_adaptive
+from adaptok.compiling import uncompile
 from adaptok.discovery import HOST, find_part
 from adaptok.errors import (
     AlreadyWrappedError,
@@ -45,6 +47,7 @@ def wrap(
     stack: Sequence[Spec] = (),
     backbone: str | Backbone = "auto",
     verify: bool = True,
+    compile: bool = False,
 ) -> Model:
     """Make a model spend its tokens where the image needs them, in place.
 
@@ -65,6 +68,7 @@ def wrap(
         stack: further stages, in the same four forms.
         backbone: name of the adapter of the model's family, or an adapter; `"auto"` finds it.
         verify: try the wrap on small inputs, and raise if it is not what it promises.
+        compile: compile the wrapped model, too; see `adaptok.compile`.
 
     Returns:
         The same object.
@@ -125,7 +129,7 @@ def wrap(
         raise
     if limit.is_natural and starts_full(stages.values()):
         warn_full_budget(model)
-    return model
+    return compile_adaptive(model) if compile else model
 
 
 def unwrap(model: Model) -> Model:
@@ -291,7 +295,8 @@ def find_forms(blocks: AdaptiveBlocks) -> dict[nn.Module, PackedBlock]:
 
 
 def detach(model: nn.Module) -> None:
-    """Put the host's own block lists back, and stop listening."""
+    """Put the host's own block lists back, stop listening, and forget compiled graphs."""
+    uncompile(model)
     for module in list(model.modules()):
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, Entrance):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adaptok.attention import Ragged, attend_packed
+from adaptok.dc.modulation import add_gated, modulate
 from adaptok.dc.scaffold import NORM_EPS, normalise
 from adaptok.tokens import Tokens
 
@@ -95,17 +96,11 @@ class DiTBlock(nn.Module):
         ragged: Ragged | None = None,
     ) -> Float[Tensor, "... d"]:
         """Transform dense tokens `(b m d)`, or packed ones `(t d)` with their `ragged`."""
-        modulation = self.modulation(condition)
-        modulation = modulation[:, None] if ragged is None else modulation[ragged.batch]
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), ragged)
-        out: Tensor = x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
-        return out
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scale around 1 and shift."""
-    return x * (1 + scale) + shift
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
+        y = modulate(self.norm1(x), shift1, scale1, ragged)
+        x = add_gated(x, gate1, self.attn(y, ragged), ragged)
+        y = modulate(self.norm2(x), shift2, scale2, ragged)
+        return add_gated(x, gate2, self.mlp(y), ragged)
 
 
 def initialise_linear(module: nn.Module) -> None:
@@ -143,7 +138,7 @@ class FinalLayer(nn.Module):
         self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b e"]
     ) -> Float[Tensor, "b n c"]:
         """Return the channels of each token."""
-        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        shift, scale = self.modulation(condition).chunk(2, dim=-1)
         out: Tensor = self.linear(modulate(self.norm(x), shift, scale))
         return out
 
@@ -189,11 +184,11 @@ class Backbone(nn.Module):
         return normalise(self.norm, x)
 
 
-RunBlocks = Callable[[Tensor, Tensor, Ragged | None], Tensor]
+RunDense = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def run_in_buckets(
-    run: RunBlocks,
+    run: RunDense,
     tokens: Tokens,
     condition: Float[Tensor, "b d"],
     lengths: tuple[int, ...],
@@ -201,20 +196,22 @@ def run_in_buckets(
     """Run samples of equal length together, as dense tokens without a mask.
 
     Args:
-        run: what to run on dense tokens `(b m d)`.
-        tokens: packed tokens.
+        run: what to run on dense tokens `(b m d)`, their cells `(b m)` and conditions `(b d)`.
+        tokens: packed tokens with their cells.
         condition: conditioning vector of each sample, `(b d)`.
         lengths: tokens of each sample.
 
     Returns:
         Packed features, `(t d)`.
     """
-    pieces = list(torch.split(tokens.x, list(lengths)))
+    assert tokens.cells is not None
+    pieces, places = (list(torch.split(x, list(lengths))) for x in (tokens.x, tokens.cells))
     for length in sorted(set(lengths)):
         samples = [sample for sample, size in enumerate(lengths) if size == length]
         dense = torch.stack([pieces[sample] for sample in samples])
+        cells = torch.stack([places[sample] for sample in samples])
         index = torch.tensor(samples, device=condition.device)
-        out = run(dense, condition.index_select(0, index), None)
+        out = run(dense, cells, condition.index_select(0, index))
         for row, sample in enumerate(samples):
             pieces[sample] = out[row]
     return torch.cat(pieces)

@@ -1,9 +1,11 @@
 """The chunker of DC-DiT: kept cells become tokens, the nearest one stands for each cell."""
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool
+from einops import rearrange
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from adaptok.budgets import Budget, apply_budget, rank_cells, select_cells
@@ -13,18 +15,41 @@ from adaptok.chunking import (
     ChunkPlan,
     Layout,
     Provenance,
+    find_rows,
     gather_cells,
-    gather_kept,
 )
 from adaptok.dc.nearest import find_nearest, reach_of
 from adaptok.errors import BudgetError, ConfigError, ShapeError
+from adaptok.regions import Regional
 from adaptok.routing import Routing
-from adaptok.tokens import Grid, Tokens
+from adaptok.tokens import Grid, Tokens, starts_of
 
 T = TypeVar("T")
 
 
-class DCChunker(Chunker):
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """Which cells are computed, as the device knows it before the host knows the counts.
+
+    Args:
+        grid: lengths of the grid axes.
+        layout: how the kept tokens will be run.
+        routing: routing with its `keep_mask`.
+        keep_mask: the cells that are computed, `(b n)`.
+        numbers: what the host must know: the count of each sample, `(b)`, and, where `provenance`
+            is missing, the reach.
+        provenance: which token stands for each cell, where it is known already.
+    """
+
+    grid: Grid
+    layout: Layout
+    routing: Routing
+    keep_mask: Bool[Tensor, "b n"]
+    numbers: Int[Tensor, " b"] | Int[Tensor, " b_plus_1"]
+    provenance: Provenance | None = None
+
+
+class DCChunker(Regional, Chunker):
     """Keeps the cells that routing and budget choose.
 
     Args:
@@ -46,6 +71,8 @@ class DCChunker(Chunker):
     Paper: DC-DiT, arXiv 2603.06351.
     """
 
+    regions = ("decide",)
+
     def __init__(self, layout: Layout = "packed", buckets: int = 16) -> None:
         super().__init__()
         if layout not in LAYOUTS:
@@ -65,8 +92,20 @@ class DCChunker(Chunker):
         self.check_tokens(tokens, routing)
         if self.layout == "fixed":
             return chunk_fixed(tokens, routing, budget)
-        routing = apply_budget(routing, budget)
-        return chunk_ragged(tokens, routing, self.buckets if self.layout == "bucketed" else None)
+        if self.compiled_regions:
+            b, n = routing.keep_prob.shape
+            budget = budget.spread(b, n, routing.keep_prob.device)
+        plan = settle_plan(self.region("decide")(routing, tokens.grid, budget))
+        return gather_plan(tokens, plan), plan
+
+    def decide(self, routing: Routing, grid: Grid, budget: Budget) -> Choice:
+        """Decide which cells are computed, in a ragged layout; nothing waits for the device."""
+        buckets = self.buckets if self.layout == "bucketed" else None
+        return choose_cells(apply_budget(routing, budget), grid, buckets)
+
+    def waits_for_device(self, budget: Budget) -> bool:
+        """Say whether counts depend on the image (see `Chunker.waits_for_device`)."""
+        return self.layout != "fixed"
 
     def check_tokens(self, tokens: Tokens, routing: Routing) -> None:
         """Raise a `ShapeError` unless there is one token and one probability per cell."""
@@ -80,6 +119,73 @@ class DCChunker(Chunker):
             )
 
 
+def choose_cells(routing: Routing, grid: Grid, buckets: int | None = None) -> Choice:
+    """Decide which cells are computed; nothing waits for the device.
+
+    Args:
+        routing: routing with its `keep_mask`.
+        grid: lengths of the grid axes.
+        buckets: fill each sample up to a count of so many possible ones with its own next
+            most probable cells; None keeps exactly the mask.
+
+    Returns:
+        The choice.
+    """
+    keep_mask = required(routing.keep_mask)
+    if buckets is not None:
+        keep_mask = fill_buckets(routing.keep_prob.detach(), keep_mask, buckets)
+    layout: Layout = "packed" if buckets is None else "bucketed"
+    counts = keep_mask.sum(1)
+    if torch.compiler.is_compiling():  # fused into one operation, without a bound on the distance
+        provenance = trace_cells(keep_mask, grid, None)
+        return Choice(grid, layout, routing, keep_mask, counts, provenance)
+    numbers = torch.cat([counts, reach_of(keep_mask, grid)[None]])
+    return Choice(grid, layout, routing, keep_mask, numbers)
+
+
+def settle_plan(choice: Choice) -> ChunkPlan:
+    """Wait for the counts, once, and lay the kept cells out in one run.
+
+    Args:
+        choice: which cells are computed.
+
+    Returns:
+        The plan.
+    """
+    b, n = choice.keep_mask.shape
+    numbers = choice.numbers.tolist()  # the one wait for the device
+    lengths, reach = tuple(numbers[:b]), numbers[-1]
+    provenance = choice.provenance
+    if provenance is None:
+        provenance = trace_cells(choice.keep_mask, choice.grid, reach)
+    rows = find_rows(choice.keep_mask, sum(lengths))
+    return ChunkPlan(
+        choice.grid,
+        choice.layout,
+        choice.routing,
+        choice.keep_mask,
+        rows % n,
+        provenance,
+        rows // n,
+        starts_of(choice.numbers[:b]),
+        lengths,
+    )
+
+
+def gather_plan(tokens: Tokens, plan: ChunkPlan) -> Tokens:
+    """Gather the kept cells of a plan into one run.
+
+    Args:
+        tokens: dense tokens, one per grid cell.
+        plan: where the kept cells are.
+
+    Returns:
+        Packed tokens.
+    """
+    x = rearrange(tokens.x, "b n d -> (b n) d").index_select(0, plan.rows)
+    return Tokens(x, tokens.grid, plan.cells, batch=plan.batch, ptr=plan.ptr)
+
+
 def chunk_ragged(
     tokens: Tokens, routing: Routing, buckets: int | None = None
 ) -> tuple[Tokens, ChunkPlan]:
@@ -88,31 +194,13 @@ def chunk_ragged(
     Args:
         tokens: dense tokens, one per grid cell.
         routing: routing with its `keep_mask`.
-        buckets: fill each sample up to a count of so many possible ones with its own next
-            most probable cells; None keeps exactly the mask.
+        buckets: see `choose_cells`.
 
     Returns:
         Packed tokens and their plan.
     """
-    grid, keep_mask = required(tokens.grid), required(routing.keep_mask)
-    if buckets is not None:
-        keep_mask = fill_buckets(routing.keep_prob.detach(), keep_mask, buckets)
-    # the one wait for the device: counts and reach in one transfer
-    numbers = torch.cat([keep_mask.sum(1), reach_of(keep_mask, grid)[None]]).tolist()
-    lengths, reach = tuple(numbers[:-1]), numbers[-1]
-    kept = gather_kept(tokens, keep_mask, lengths)
-    plan = ChunkPlan(
-        grid,
-        "packed" if buckets is None else "bucketed",
-        routing,
-        keep_mask,
-        required(kept.cells),
-        trace_cells(keep_mask, grid, reach),
-        kept.batch,
-        kept.ptr,
-        lengths,
-    )
-    return kept, plan
+    plan = settle_plan(choose_cells(routing, required(tokens.grid), buckets))
+    return gather_plan(tokens, plan), plan
 
 
 def chunk_fixed(tokens: Tokens, routing: Routing, budget: Budget) -> tuple[Tokens, ChunkPlan]:

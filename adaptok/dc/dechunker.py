@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.chunking import ChunkPlan, Dechunker, spread_tokens
-from adaptok.dc.float32 import Float32Module, without_autocast
 from adaptok.dc.smoothing import smooth_kept
 from adaptok.errors import ConfigError
+from adaptok.float32 import Float32Module, without_autocast
 from adaptok.routing import Routing
 from adaptok.tokens import Tokens
 
@@ -55,7 +55,8 @@ class DCDechunker(Float32Module, Dechunker):
         with without_autocast(chunks.x):
             spread = smooth_and_spread(chunks, plan, self.sigma)
             gate = pass_gradient(natural_confidence(plan.routing))
-            return before.with_x(spread * gate[..., None] + self.residual(before.x.float()))
+            cells = self.residual(before.x.float())
+            return before.with_x(cells.addcmul_(spread, gate[..., None]))  # no third copy of all
 
 
 def smooth_and_spread(chunks: Tokens, plan: ChunkPlan, sigma: float) -> Float[Tensor, "b n d"]:

@@ -12,10 +12,10 @@ from adaptok.budgets import Budget, apply_budget
 from adaptok.chunking import ChunkPlan, Dechunker, Layout, spread_tokens
 from adaptok.dc.chunker import DCChunker, chunk_fixed, chunk_ragged
 from adaptok.dc.dechunker import natural_confidence, smooth_and_spread
-from adaptok.dc.float32 import Float32Module, without_autocast
 from adaptok.dc.router import SCORE_GROUPS
 from adaptok.discovery import find_part
 from adaptok.errors import ConfigError, ShapeError
+from adaptok.float32 import Float32Module, without_autocast
 from adaptok.losses import ratio_loss
 from adaptok.routing import Context, Router, Routing
 from adaptok.tokens import Tokens
@@ -164,6 +164,10 @@ class HostChunker(DCChunker):
             return chunk_fixed(tokens, routing, budget)
         kept, plan = chunk_ragged(tokens, apply_budget(routing, budget))
         return kept, replace(plan, layout="bucketed")
+
+    def waits_for_device(self, budget: Budget) -> bool:
+        """Say whether counts depend on the image (see `Chunker.waits_for_device`)."""
+        return self.layout == "packed" or (self.layout == "bucketed" and not budget.is_uniform)
 
     def losses(self, routing: Routing) -> dict[str, Tensor]:
         """Return the ratio loss, unless the router only ranks (see `Chunker.losses`)."""

@@ -1,11 +1,14 @@
 """The reference model: a diffusion transformer that spends tokens where the image needs them."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, overload
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from adaptok.attention import Ragged
 from adaptok.budgeted import Budgeted, merge_budget, pair_budgets
@@ -29,11 +32,12 @@ from adaptok.dc.router import DCRouter
 from adaptok.dc.scaffold import ConvStack, LabelEmbedder, TimestepEmbedder
 from adaptok.diffusion.guidance import combine_halves
 from adaptok.errors import ShapeError
+from adaptok.regions import Regional, mark_dynamic
 from adaptok.routing import Context, Routing
-from adaptok.tokens import Tokens
+from adaptok.tokens import Grid, Tokens
 
 
-class DCDiT(Budgeted):
+class DCDiT(Regional, Budgeted):
     """DC-DiT: latent -> cells -> router -> kept tokens -> DiT blocks -> cells -> latent.
 
     Args:
@@ -50,6 +54,10 @@ class DCDiT(Budgeted):
     Paper: DC-DiT: Adaptive Compute and Elastic Inference for Visual Generation via Dynamic
     Chunking, arXiv 2603.06351.
     """
+
+    # The chunker, between the first region and the others, waits for the counts.
+    regions = ("route", "run_packed", "run_dense", "restore", "run_fixed")
+    static_regions = ("run_fixed",)
 
     def __init__(self, config: DCDiTConfig) -> None:
         super().__init__()
@@ -169,42 +177,108 @@ class DCDiT(Budgeted):
             The prediction and the plan.
         """
         check_inputs(x, t, y, self.config, self.embed.weight.device)
-        grid = (x.shape[2], x.shape[3])
-        condition = self.timestep_embedder(t) + self.label_embedder(y)
-        cells = self.encode(x, condition)
-        before = Tokens(cells, grid)
-        routing = self.router(before, Context(condition=condition, timestep=t))
+        cells = x.shape[2] * x.shape[3]
+        budget = self.settle_budget(budget, x.shape[0], cells, self.embed.weight)
+        if self.chunker.layout == "fixed":
+            if self.compiled_regions and budget.is_uniform:
+                budget = budget.carried(cells, x.device)
+            fixed: tuple[Tensor, ChunkPlan] = self.region("run_fixed")(x, t, y, budget)
+            return fixed
+        condition, before, routing = self.region("route")(x, t, y)
         kept, plan = self.chunker(before, routing, budget)
-        kept = self.run_backbone(kept, plan, condition)
-        after = self.dechunker(kept, plan, before)
-        return self.decode(after, condition), plan
+        ragged = plan.ragged(self.config.attention)
+        if plan.layout == "bucketed":
+            run_dense = self.region("run_dense")
+
+            def run(x: Tensor, cells: Tensor, condition: Tensor) -> Tensor:
+                mark_dynamic(x, 0, 1), mark_dynamic(cells, 0, 1), mark_dynamic(condition, 0)
+                out: Tensor = run_dense(x, cells, plan.grid, condition)
+                return out
+
+            x = run_in_buckets(run, kept, condition, ragged.lengths)
+        else:
+            for rows in (kept.x, plan.cells, ragged.batch):
+                mark_dynamic(rows, 0)
+            run_packed = self.region("run_packed")
+            x = run_packed(kept.x, plan.cells, plan.grid, condition, ragged)
+        mark_dynamic(x, 0)
+        out: Tensor = self.region("restore")(kept.with_x(x), plan, before, condition)
+        return out, plan
+
+    def run_fixed(
+        self, x: Tensor, t: Tensor, y: Tensor, budget: Budget
+    ) -> tuple[Tensor, ChunkPlan]:
+        """Run all parts with one count for all samples: nothing waits for the device."""
+        condition, before, routing = self.route(x, t, y)
+        kept, plan = self.chunker(before, routing, budget)
+        x = self.run_dense(kept.x, plan.cells, plan.grid, condition)
+        return self.restore(kept.with_x(x), plan, before, condition), plan
+
+    def route(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tokens, Routing]:
+        """Turn latents into cells, and judge those."""
+        condition = self.timestep_embedder(t) + self.label_embedder(y)
+        encode = self.recomputed(self.encode)
+        before = Tokens(encode(x, condition), (x.shape[2], x.shape[3]))
+        return condition, before, self.router(before, Context(condition=condition, timestep=t))
 
     def encode(self, x: Tensor, condition: Tensor) -> Float[Tensor, "b n d"]:
         """Turn a latent into cells."""
-        embedded = self.embed(x.to(self.embed.weight.dtype))
+        x = x.to(self.embed.weight.dtype).contiguous(memory_format=torch.channels_last)
+        embedded = self.embed(x)
         cells: Tensor = self.encoder(embedded, self.condition_norm(condition))
         return cells
 
-    def run_backbone(self, kept: Tokens, plan: ChunkPlan, condition: Tensor) -> Tokens:
-        """Run the blocks on the kept tokens, in the layout of their plan."""
+    def run_packed(
+        self,
+        x: Float[Tensor, "t d"],
+        cells: Int[Tensor, " t"],
+        grid: Grid,
+        condition: Float[Tensor, "b d"],
+        ragged: Ragged,
+    ) -> Float[Tensor, "t d"]:
+        """Run the blocks on the kept tokens of all samples in one run."""
+        return self.run_blocks(x + self.place(cells, grid).to(x.dtype), condition, ragged)
+
+    def run_dense(
+        self,
+        x: Float[Tensor, "b m d"],
+        cells: Int[Tensor, "b m"],
+        grid: Grid,
+        condition: Float[Tensor, "b d"],
+    ) -> Float[Tensor, "b m d"]:
+        """Run the blocks on samples that keep the same count."""
+        return self.run_blocks(x + self.place(cells, grid).to(x.dtype), condition, None)
+
+    def place(self, cells: Int[Tensor, "..."], grid: Grid) -> Float[Tensor, "... d"]:
+        """Return the position codes of cells."""
         positions = self.position[0]
-        if plan.grid != self.config.grid:
-            cells = self.config.position_cells
-            positions = encode_grid(plan.grid, self.config.hidden_size, positions.device, cells)
-        assert kept.cells is not None
-        kept = kept.with_x(kept.x + positions.to(kept.x.dtype)[kept.cells])
-        recompute = self.config.gradient_checkpointing and torch.is_grad_enabled()
+        if grid != self.config.grid:
+            wide, kind = self.config.hidden_size, self.config.position_cells
+            positions = encode_grid(grid, wide, positions.device, kind)
+        return positions.index_select(0, cells.flatten()).view(*cells.shape, -1)
 
-        def run_blocks(x: Tensor, condition: Tensor, ragged: Ragged | None) -> Tensor:
-            out: Tensor = self.backbone(x, condition, ragged, recompute=recompute)
-            return out
+    def run_blocks(self, x: Tensor, condition: Tensor, ragged: Ragged | None) -> Tensor:
+        """Run the blocks on dense or packed tokens."""
+        out: Tensor = self.backbone(x, condition, ragged, recompute=self.recomputes)
+        return out
 
-        if plan.layout == "fixed":
-            return kept.with_x(run_blocks(kept.x, condition, None))
-        ragged = plan.ragged(self.config.attention)
-        if plan.layout == "bucketed":
-            return kept.with_x(run_in_buckets(run_blocks, kept, condition, ragged.lengths))
-        return kept.with_x(run_blocks(kept.x, condition, ragged))
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are computed again for the gradient, and not kept."""
+        return self.config.gradient_checkpointing and torch.is_grad_enabled()
+
+    def recomputed(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return a part of the model so that it keeps no activations, where that was asked for."""
+        return partial(checkpoint, run, use_reentrant=False) if self.recomputes else run
+
+    def restore(self, kept: Tokens, plan: ChunkPlan, before: Tokens, condition: Tensor) -> Tensor:
+        """Give all cells their features again, and turn them into a latent."""
+
+        def finish(x: Tensor, cells: Tensor, condition: Tensor) -> Tensor:
+            after = self.dechunker(kept.with_x(x), plan, before.with_x(cells))
+            return self.decode(after, condition)
+
+        return self.recomputed(finish)(kept.x, before.x, condition)
 
     def decode(self, after: Tokens, condition: Tensor) -> Float[Tensor, "b c h w"]:
         """Turn cells into the channels of a latent."""

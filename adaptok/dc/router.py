@@ -5,8 +5,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adaptok.dc.float32 import Float32Module, without_autocast
 from adaptok.errors import ConfigError, ShapeError
+from adaptok.float32 import Float32Module, without_autocast
 from adaptok.routing import Context, Router, Routing
 from adaptok.tokens import Tokens
 

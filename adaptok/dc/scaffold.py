@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -39,17 +40,21 @@ class ConvBlock(nn.Module):
         self.skip: nn.Module = nn.Identity()
         if width_in != width_out:
             self.skip = nn.Conv2d(width_in, width_out, 1)
-        self.activation = nn.SiLU()
 
     def forward(
         self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b d"]
     ) -> Float[Tensor, "b c_out h w"]:
         """Convolve a grid under a condition."""
-        y = self.conv1(self.activation(self.norm1(x)))
+        y = self.conv1(activate(self.norm1(x)))
         y = y + self.condition(condition)[:, :, None, None]
-        y = self.conv2(self.activation(self.norm2(y)))
-        out: Tensor = y + self.skip(x)
+        y = self.conv2(activate(self.norm2(y)))
+        out: Tensor = y.add_(self.skip(x))  # a convolution does not look at its output again
         return out
+
+
+def activate(x: Tensor) -> Tensor:
+    """Apply SiLU, in place where no gradient looks at the input again."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ConvStack(nn.Module):

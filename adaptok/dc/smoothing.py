@@ -15,6 +15,7 @@ WINDOW_IN_SIGMAS = 8
 NORMALISER = 1e-8
 LEAST_BLOCK = 64  # smaller products cost more in calls than they save in work
 LEAST_PROB = 1e-4
+PIECES = 4  # of a batch that is blurred in place
 
 
 def smooth_kept(
@@ -50,8 +51,12 @@ def smooth_kept(
     p = prob.clamp(LEAST_PROB, 1.0 - LEAST_PROB)[:, None]
     n = math.prod(grid)
     weighted = torch.cat([p * h, p], dim=1)
-    sparse = weighted.new_zeros(b * n, weighted.shape[1]).index_copy(0, rows, weighted)
-    blurred: Tensor = Blur.apply(sparse.reshape(b, *grid, -1), sigma)
+    sparse = weighted.new_zeros(b * n, weighted.shape[1]).index_copy_(0, rows, weighted)
+    cells = sparse.view(b, *grid, -1)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        blurred: Tensor = Blur.apply(cells, sigma)
+    else:
+        blurred = blur_in_place(cells, sigma)
     at_kept = blurred.reshape(b * n, -1).index_select(0, rows)
     smooth = at_kept[:, :-1] / (at_kept[:, -1:] + NORMALISER)
     return p * h + (1.0 - p) * smooth
@@ -80,6 +85,13 @@ def blur_grid(x: Float[Tensor, "b ... d"], sigma: float) -> Float[Tensor, "b ...
         behind = math.prod(shape[axis + 1 :])
         x = blur_axis(x.reshape(before, shape[axis], behind), sigma).reshape(shape)
         before *= shape[axis]
+    return x
+
+
+def blur_in_place(x: Float[Tensor, "b ... d"], sigma: float) -> Float[Tensor, "b ... d"]:
+    """Blur as `blur_grid` does, a few samples at a time, so that no second grid is needed."""
+    for samples in x.chunk(PIECES):
+        samples.copy_(blur_grid(samples, sigma))
     return x
 
 

@@ -23,7 +23,8 @@ def make_packed(width=32, lengths=LENGTHS):
     counts = torch.tensor(lengths)
     batch = torch.arange(len(lengths)).repeat_interleave(counts)
     ptr = F.pad(counts.cumsum(0), (1, 0))
-    return Tokens(torch.randn(sum(lengths), width), batch=batch, ptr=ptr)
+    cells = torch.cat([torch.arange(length) for length in lengths])
+    return Tokens(torch.randn(sum(lengths), width), cells=cells, batch=batch, ptr=ptr)
 
 
 def ragged_of(tokens, rung):
@@ -86,10 +87,10 @@ def test_buckets_are_the_dense_runs_of_each_sample():
     tokens, condition = make_packed(lengths=lengths), torch.randn(len(lengths), 32)
     shapes = []
 
-    def run(x, condition, ragged):
+    def run(x, cells, condition):
         shapes.append(tuple(x.shape[:2]))
-        assert ragged is None
-        return backbone(x, condition, ragged)
+        assert cells.shape == x.shape[:2]
+        return backbone(x, condition)
 
     out = run_in_buckets(run, tokens, condition, lengths)
     assert sorted(shapes) == [(1, 2), (2, 4), (3, 9)]
