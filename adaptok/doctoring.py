@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from textwrap import TextWrapper
 from typing import Any, get_args
 
 import torch
@@ -24,6 +25,7 @@ from adaptok.registry import Kind
 from adaptok.tracing import observe
 from adaptok.wrapping import check_wrappable, resolve_backbone, unwrap, wrap
 
+WIDTH = 98  # of a line of the report
 SMALL = 100  # cells; with fewer of them what a wrap adds counts more than what it saves
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 # How each kind of part is asked for, beside the chunker "dc".
@@ -141,7 +143,8 @@ class Report:
     def __str__(self) -> str:
         rows = describe_host(self) + describe_fits(self.fits) + describe_figures(self)
         title = f"{self.model}: " + ("can be wrapped" if self.ok else "cannot be wrapped")
-        return "\n".join([title, *(f"  {name:<12}{text}" for name, text in rows)])
+        wrapper = TextWrapper(WIDTH, subsequent_indent=" " * 14, break_on_hyphens=False)
+        return "\n".join([title, *(wrapper.fill(f"  {name:<12}{text}") for name, text in rows)])
 
 
 def doctor(

@@ -73,7 +73,7 @@ class DCChunker(Regional, Chunker):
 
     regions = ("decide",)
 
-    def __init__(self, layout: Layout = "packed", buckets: int = 16) -> None:
+    def __init__(self, layout: Layout = "packed", buckets: int = 64) -> None:
         super().__init__()
         if layout not in LAYOUTS:
             raise ConfigError(f"layout is one of {', '.join(LAYOUTS)}, got {layout!r}")

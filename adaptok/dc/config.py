@@ -134,7 +134,7 @@ class DCDiTConfig(TransformerConfig):
     dechunk_sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     target: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 4.0
     layout: Layout = "packed"
-    buckets: Positive = 16
+    buckets: Positive = 64
     attention: Rung | None = None
     position_cells: Positive = 1
     frequency_shift: Literal[0, 1] = 0

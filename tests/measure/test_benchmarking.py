@@ -6,6 +6,7 @@ from torch import nn
 from wrapped_vit import IMAGE, UnevenRouter, make_wrapped, state_of
 
 import adaptok
+from adaptok.compiling import is_compiled
 from adaptok.dc import DiT, DiTConfig
 from adaptok.errors import BudgetError, ConfigError, NotWrappedError, ShapeError
 from adaptok.measure import benchmark, benchmarking
@@ -162,18 +163,24 @@ class TestRun:
             asked.append(call)
             return lambda *args: call(*args)
 
+        def compile_adaptive(model):
+            asked.append(model)
+            return adaptok.compile(model, backend="eager")
+
         monkeypatch.setattr(benchmarking, "compile_call", compile_call)
+        monkeypatch.setattr(benchmarking, "compile_adaptive", compile_adaptive)
         model, other = make_wrapped(), make_vit(depth=1)
         report = benchmark(model, IMAGE, [0.5], compile=True, baseline=other, **QUICK)
         assert asked == [model, other]
+        assert not is_compiled(model)  # as it was before
         assert report.compiled
         assert "compiled" in str(report)
 
-    def test_what_is_compiled_runs(self, monkeypatch):
-        monkeypatch.setattr(
-            benchmarking, "compile_call", lambda call: torch.compile(call, backend="eager")
-        )
-        report = benchmark(make_wrapped(), IMAGE, [1.0, 0.5], compile=True, **QUICK)
+    def test_what_is_compiled_already_stays_so(self):
+        model = adaptok.compile(make_wrapped(), backend="eager")
+        report = benchmark(model, IMAGE, [1.0, 0.5], **QUICK)
+        assert report.compiled
+        assert is_compiled(model)
         assert report.base.gflops == pytest.approx(count_vit() / 1e9, rel=1e-9)
         assert report.rows[0].cosine == pytest.approx(1.0, abs=1e-6)
 

@@ -379,7 +379,7 @@ def test_two_processes_learn_the_same_as_one(make_config, tmp_path):
     one, two = (list_checkpoints(tmp_path / name)[-1] for name in ("one", "two"))
     moments, others = (load_tensors(folder / "optimizer.safetensors") for folder in (one, two))
     for name in moments:
-        torch.testing.assert_close(others[name], moments[name], atol=1e-6, rtol=0)
+        torch.testing.assert_close(others[name], moments[name], atol=3e-6, rtol=0)
     for file in ("model", "ema"):
         a, b = (load_tensors(folder / f"{file}.safetensors") for folder in (one, two))
         apart = torch.cat([(a[name] - b[name]).abs().flatten() for name in a])
