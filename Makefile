@@ -47,6 +47,9 @@ shapes: $(VENV)/.tools  ## tests again with the shape annotations checked
 bench: $(VENV)/.package  ## repeat the figures of benchmarks/results
 	$(BIN)/python benchmarks/dechunk.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/dcdit_vs_dit.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/vit_compiled.py
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

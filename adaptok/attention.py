@@ -233,12 +233,12 @@ def attend_loop(
     outs = []
     for start, length in zip(starts_on_host(lengths), lengths, strict=True):
         piece = slice(start, start + length)
-        one = [rearrange(part[piece], "m heads e -> 1 heads m e") for part in (q, k, v)]
+        one = [part[piece].transpose(0, 1)[None] for part in (q, k, v)]  # 1 heads m e
         bias = None
         if key_bias is not None:
             bias = rearrange(key_bias[piece], "m heads -> 1 heads 1 m").to(q.dtype)
         out = F.scaled_dot_product_attention(one[0], one[1], one[2], attn_mask=bias, scale=scale)
-        outs.append(rearrange(out, "1 heads m e -> m heads e"))
+        outs.append(out[0].transpose(0, 1))
     return torch.cat(outs)
 
 

@@ -177,7 +177,9 @@ class AdaptiveBlocks(Regional, BlockContainer):
         """Whether a graph ends here, and regions are compiled each for itself."""
         if not self.compiled_regions or self.plain:
             return False  # a graph that somebody else makes, who said how
-        return bool(self.observers) or any(stage.cuts for stage in self.stages if not stage.aside)
+        if self.request is not None or self.observers:  # a name would be a constant of the graph
+            return True
+        return any(stage.cuts for stage in self.stages if not stage.aside)
 
     def run_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run stages and blocks, shielded from a host that checkpoints its block list."""

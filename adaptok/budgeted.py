@@ -31,6 +31,11 @@ class Budgeted(nn.Module):
     aims: bool = False
     settled: Mapping[CallKey, Budget] = MappingProxyType({})
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `adaptok.compile` compiled it: times of the other form do not hold."""
+        return bool(getattr(self, "compiled_regions", ()))
+
     def take_budget(self, budget: Budget, uncond: Budget | None) -> None:
         """Run with a budget from now on.
 
@@ -76,7 +81,7 @@ class Budgeted(nn.Module):
         compiling = torch.compiler.is_compiling()
         if compiling and self.aims and key in self.settled:
             return self.settled[key]
-        shape = CallShape.of(batch, num_cells, like.dtype, like.device)
+        shape = CallShape.of(batch, num_cells, like.dtype, like.device, self.is_compiled)
         chosen = meet_target(budget.target_ms, self.curves, shape)
         if not compiling and self.aims and key not in self.settled:
             self.settled = {**self.settled, key: chosen.carried(num_cells, like.device)}
@@ -91,7 +96,7 @@ class Budgeted(nn.Module):
         known: dict[CallKey, Budget] = {}
         for key in self.settled:
             batch, n, dtype, device = key
-            shape = CallShape.of(batch, n, dtype, torch.device(device))
+            shape = CallShape.of(batch, n, dtype, torch.device(device), self.is_compiled)
             try:
                 chosen = meet_target(target_ms, self.curves, shape)
             except BudgetError:  # said where it is used

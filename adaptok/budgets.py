@@ -96,9 +96,14 @@ class Budget:
         """
         if self.is_exact:
             natural = torch.zeros(b, dtype=torch.long, device=device)
-            return Budget(tokens=count_kept(self, natural, num_cells))
+            return Budget().hold("tokens", count_kept(self, natural, num_cells))
         if self.drop is not None:
-            return Budget(drop=spread_amount(self.drop, b, device).contiguous())
+            return Budget().hold("drop", spread_amount(self.drop, b, device).contiguous())
+        return self
+
+    def hold(self, name: str, values: Tensor) -> "Budget":
+        """Take in values that were checked before: reading them would wait for the device."""
+        object.__setattr__(self, name, values)
         return self
 
     @property
@@ -273,7 +278,7 @@ def count_kept(budget: Budget, natural: Int[Tensor, " b"], num_cells: int) -> In
             return wanted.floor().long().clamp(1, num_cells)
         # Python's own double precision, so that a number and Budget.count agree
         exact = [max(1, math.floor(v * num_cells + 0.5)) for v in listed(budget.keep)]
-        return spread_amount(exact, b, device).long()
+        return spread_amount(exact[0] if len(exact) == 1 else exact, b, device).long()
     if budget.tokens is not None:
         if not torch.compiler.is_compiling():
             check_room(max(listed(budget.tokens)), num_cells)

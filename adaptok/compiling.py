@@ -46,6 +46,11 @@ def compile(
         >>> adaptok.compile(vit, backend="eager")(torch.randn(2, 3, 32, 48)).shape
         torch.Size([2, 10])
     """
+    if not isinstance(model, nn.Module):
+        raise NotWrappedError(
+            f"a {type(model).__name__} is no module: give the model itself, such as "
+            "pipe.transformer of a pipeline"
+        )
     regional = find_regional(model)
     if not regional:
         raise NotWrappedError(

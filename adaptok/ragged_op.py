@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.errors import ConfigError
+from adaptok.errors import ConfigError, ShapeError
 
 Attend = Callable[[Tensor, Tensor, Tensor, tuple[int, ...], Tensor | None, float], Tensor]
 RUNGS: dict[str, Attend] = {}  # filled by adaptok.attention, whose rungs these are
@@ -40,7 +40,10 @@ def attend_ragged(
     Returns:
         The attended values, `(t heads e)`.
     """
-    return find_rung(rung)(q, k, v, tuple(sizes.tolist()), key_bias, scale).contiguous()
+    lengths = tuple(sizes.tolist())
+    if sum(lengths) != q.shape[0]:
+        raise ShapeError(f"lengths of {sum(lengths)} tokens came for {q.shape[0]} tokens")
+    return find_rung(rung)(q, k, v, lengths, key_bias, scale).contiguous()
 
 
 @attend_ragged.register_fake
@@ -70,10 +73,15 @@ def attend_ragged_backward(
     """Return the gradients of queries, keys, values and key bias (empty if there is none)."""
     parts = (grad, q, k, v) if key_bias is None else (grad, q, k, v, key_bias)
     samples = zip(*(x.split(sizes.tolist()) for x in parts), strict=True)
-    grads = [differentiate(*(x.float() for x in sample), scale=scale) for sample in samples]
+    grads = [differentiate(*(widen(x) for x in sample), scale=scale) for sample in samples]
     of_q, of_k, of_v, of_bias = (torch.cat(pieces) for pieces in zip(*grads, strict=True))
     bias = q.new_empty(0) if key_bias is None else of_bias.to(key_bias.dtype)
     return of_q.to(q.dtype), of_k.to(q.dtype), of_v.to(q.dtype), bias
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return a tensor in at least single precision."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def differentiate(

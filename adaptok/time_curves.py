@@ -22,6 +22,7 @@ class CallShape:
         dtype: of the features, or what autocast makes of them.
         device: type of the device.
         threads: threads of a CPU; 0 elsewhere, None where it is not known.
+        compiled: whether `adaptok.compile` compiled the model.
 
     Example:
         >>> CallShape(8, 196, "bfloat16", "cuda", 0).describe()
@@ -33,10 +34,16 @@ class CallShape:
     dtype: str
     device: str
     threads: int | None
+    compiled: bool = False
 
     @classmethod
     def of(
-        cls, batch: int, num_cells: int, dtype: torch.dtype, device: torch.device
+        cls,
+        batch: int,
+        num_cells: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        compiled: bool = False,
     ) -> "CallShape":
         """Return the shape of a call that is made now, under the autocast that is on."""
         kind = device.type
@@ -45,7 +52,8 @@ class CallShape:
         threads: int | None = 0
         if kind == "cpu":  # a compiled graph cannot ask for it
             threads = None if torch.compiler.is_compiling() else torch.get_num_threads()
-        return cls(batch, num_cells, str(dtype).removeprefix("torch."), kind, threads)
+        name = str(dtype).removeprefix("torch.")
+        return cls(batch, num_cells, name, kind, threads, compiled)
 
     def fits(self, other: "CallShape") -> bool:
         """Say whether a time of one holds for the other."""
@@ -55,8 +63,10 @@ class CallShape:
     def describe(self) -> str:
         """Say in words what was measured."""
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        mode = ", compiled" if self.compiled else ""
         return (
             f"batch {self.batch} of {self.num_cells} cells, {self.dtype} on {self.device}{threads}"
+            f"{mode}"
         )
 
 

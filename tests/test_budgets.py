@@ -172,3 +172,18 @@ def test_the_one_count_of_a_tensor_is_that_of_its_samples(keep, n):
     budget = Budget(keep=torch.tensor([keep, keep]))
     counts = count_kept(budget, torch.zeros(2, dtype=torch.long), n)
     assert counts.tolist() == [budget.count(n)] * 2
+
+
+@pytest.mark.parametrize("budget", [{"keep": 0.5}, {"tokens": 5}, {"drop": 0.3}])
+def test_spreading_a_number_does_not_wait_for_the_device(budget):
+    """On the meta device reading a value is an error."""
+    spread = Budget(**budget).spread(3, 12, torch.device("meta"))
+    assert (spread.tokens if spread.drop is None else spread.drop).shape == (3,)
+
+
+def test_spread_budgets_are_the_same():
+    prob = torch.rand(3, 12, generator=torch.Generator().manual_seed(0))
+    for budget in (Budget(keep=0.29), Budget(tokens=[2, 5, 9]), Budget(drop=[0.1, 0.5, 0.9])):
+        spread = budget.spread(3, 12, prob.device)
+        masks = [apply_budget(Routing(prob), given).keep_mask for given in (budget, spread)]
+        assert torch.equal(*masks)

@@ -255,3 +255,23 @@ def test_compiled_for_real():
             inputs = make_inputs(b)
             out, expected = model(*inputs, **budget), eager(*inputs, **budget)
             assert (out - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
+def test_names_of_requests_make_no_graphs():
+    counter = Counter()
+    vit = adaptok.compile(make_wrapped(keep=0.5), backend=counter)
+    images, seen = torch.randn(2, 3, 32, 48), []
+    with torch.inference_mode():
+        for name in ("a", "b", "c", "d"):
+            with adaptok.request(vit, name):
+                vit(images)
+            seen.append(counter.graphs)
+    assert seen[0] == seen[-1]
+
+
+def test_what_is_no_module_is_refused():
+    class Pipeline:
+        transformer = torch.nn.Linear(2, 2)
+
+    with pytest.raises(NotWrappedError, match=r"a Pipeline is no module: .* pipe.transformer"):
+        adaptok.compile(Pipeline())

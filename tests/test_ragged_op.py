@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adaptok.attention import Ragged, attend_packed
-from adaptok.errors import ConfigError
+from adaptok.errors import ConfigError, ShapeError
 from adaptok.ragged_op import attend_ragged, find_rung
 
 SIZES = (3, 7, 1, 7)
@@ -70,3 +70,21 @@ def test_one_graph_serves_other_lengths():
 def test_an_unknown_rung():
     with pytest.raises(ConfigError, match="rung is one of padded, loop, got 'ladder'"):
         find_rung("ladder")
+
+
+def test_lengths_that_do_not_fit_are_refused_in_a_graph_too():
+    qkv, _, batch, ptr = make()
+    ragged = Ragged(batch, ptr, (3, 7, 1), "loop")
+    run = torch.compile(attend_packed, backend="eager")
+    with pytest.raises(ShapeError, match="lengths of 11 tokens came for 18 tokens"):
+        run(*(x.detach() for x in qkv), ragged)
+
+
+def test_gradients_in_double_precision():
+    qkv, bias, *_ = make(sizes=(2, 3))
+    inputs = [x.detach().double().requires_grad_() for x in (*qkv, bias)]
+
+    def attend(q, k, v, key_bias):
+        return attend_ragged(q, k, v, torch.tensor([2, 3]), key_bias, 0.3, "loop")
+
+    assert torch.autograd.gradcheck(attend, inputs)

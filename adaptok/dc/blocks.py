@@ -1,8 +1,5 @@
 """DiT blocks that run dense tokens and packed ones alike."""
 
-from collections.abc import Callable
-
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -12,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 from adaptok.attention import Ragged, attend_packed
 from adaptok.dc.modulation import add_gated, modulate
 from adaptok.dc.scaffold import NORM_EPS, normalise
-from adaptok.tokens import Tokens
 
 BLOCK_NORM_EPS = 1e-6
 MLP_RATIO = 4
@@ -74,6 +70,7 @@ class DiTBlock(nn.Module):
         num_heads: heads of the attention.
 
     Example:
+        >>> import torch
         >>> block = DiTBlock(32, 4)
         >>> block(torch.randn(2, 5, 32), torch.randn(2, 32)).shape
         torch.Size([2, 5, 32])
@@ -182,36 +179,3 @@ class Backbone(nn.Module):
             else:
                 x = block(x, condition, ragged)
         return normalise(self.norm, x)
-
-
-RunDense = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def run_in_buckets(
-    run: RunDense,
-    tokens: Tokens,
-    condition: Float[Tensor, "b d"],
-    lengths: tuple[int, ...],
-) -> Float[Tensor, "t d"]:
-    """Run samples of equal length together, as dense tokens without a mask.
-
-    Args:
-        run: what to run on dense tokens `(b m d)`, their cells `(b m)` and conditions `(b d)`.
-        tokens: packed tokens with their cells.
-        condition: conditioning vector of each sample, `(b d)`.
-        lengths: tokens of each sample.
-
-    Returns:
-        Packed features, `(t d)`.
-    """
-    assert tokens.cells is not None
-    pieces, places = (list(torch.split(x, list(lengths))) for x in (tokens.x, tokens.cells))
-    for length in sorted(set(lengths)):
-        samples = [sample for sample, size in enumerate(lengths) if size == length]
-        dense = torch.stack([pieces[sample] for sample in samples])
-        cells = torch.stack([places[sample] for sample in samples])
-        index = torch.tensor(samples, device=condition.device)
-        out = run(dense, cells, condition.index_select(0, index))
-        for row, sample in enumerate(samples):
-            pieces[sample] = out[row]
-    return torch.cat(pieces)

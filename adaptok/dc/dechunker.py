@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adaptok.chunking import ChunkPlan, Dechunker, spread_tokens
+from adaptok.dc.scaffold import returns_its_own
 from adaptok.dc.smoothing import smooth_kept
 from adaptok.errors import ConfigError
 from adaptok.float32 import Float32Module, without_autocast
@@ -56,7 +57,9 @@ class DCDechunker(Float32Module, Dechunker):
             spread = smooth_and_spread(chunks, plan, self.sigma)
             gate = pass_gradient(natural_confidence(plan.routing))
             cells = self.residual(before.x.float())
-            return before.with_x(cells.addcmul_(spread, gate[..., None]))  # no third copy of all
+            if returns_its_own(self.residual, nn.Linear):  # saves a third copy of all cells
+                return before.with_x(cells.addcmul_(spread, gate[..., None]))
+            return before.with_x(torch.addcmul(cells, spread, gate[..., None]))
 
 
 def smooth_and_spread(chunks: Tokens, plan: ChunkPlan, sigma: float) -> Float[Tensor, "b n d"]:

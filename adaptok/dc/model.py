@@ -19,7 +19,6 @@ from adaptok.dc.blocks import (
     DiTBlock,
     FinalLayer,
     initialise_linear,
-    run_in_buckets,
     zero_linear,
 )
 from adaptok.dc.checkpoint import from_reference, to_reference
@@ -56,7 +55,7 @@ class DCDiT(Regional, Budgeted):
     """
 
     # The chunker, between the first region and the others, waits for the counts.
-    regions = ("route", "run_packed", "run_dense", "restore", "run_fixed")
+    regions = ("route", "run_packed", "restore", "run_fixed")
     static_regions = ("run_fixed",)
 
     def __init__(self, config: DCDiTConfig) -> None:
@@ -187,20 +186,9 @@ class DCDiT(Regional, Budgeted):
         condition, before, routing = self.region("route")(x, t, y)
         kept, plan = self.chunker(before, routing, budget)
         ragged = plan.ragged(self.config.attention)
-        if plan.layout == "bucketed":
-            run_dense = self.region("run_dense")
-
-            def run(x: Tensor, cells: Tensor, condition: Tensor) -> Tensor:
-                mark_dynamic(x, 0, 1), mark_dynamic(cells, 0, 1), mark_dynamic(condition, 0)
-                out: Tensor = run_dense(x, cells, plan.grid, condition)
-                return out
-
-            x = run_in_buckets(run, kept, condition, ragged.lengths)
-        else:
-            for rows in (kept.x, plan.cells, ragged.batch):
-                mark_dynamic(rows, 0)
-            run_packed = self.region("run_packed")
-            x = run_packed(kept.x, plan.cells, plan.grid, condition, ragged)
+        for rows in (kept.x, plan.cells, ragged.batch):
+            mark_dynamic(rows, 0)
+        x = self.region("run_packed")(kept.x, plan.cells, plan.grid, condition, ragged)
         mark_dynamic(x, 0)
         out: Tensor = self.region("restore")(kept.with_x(x), plan, before, condition)
         return out, plan
@@ -246,7 +234,7 @@ class DCDiT(Regional, Budgeted):
         grid: Grid,
         condition: Float[Tensor, "b d"],
     ) -> Float[Tensor, "b m d"]:
-        """Run the blocks on samples that keep the same count."""
+        """Run the blocks on samples that all keep the same count."""
         return self.run_blocks(x + self.place(cells, grid).to(x.dtype), condition, None)
 
     def place(self, cells: Int[Tensor, "..."], grid: Grid) -> Float[Tensor, "... d"]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from adaptok.attention import Ragged
 
@@ -89,14 +88,18 @@ class AddProduct(torch.autograd.Function):
         return torch.addcmul(spread, x, factor.index_select(0, batch))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """Return the gradients; those of a sample are sums over its tokens."""
         x, factor, batch = ctx.saved_tensors
         shape, dtype, base_per_sample = ctx.base
-        of_base = grad
-        if base_per_sample:
-            of_base = grad.new_zeros(shape).index_add(0, batch, grad)
-        of_x = grad * factor.index_select(0, batch)
-        of_factor = grad.new_zeros(factor.shape).index_add(0, batch, grad * x)
-        return of_base.to(dtype), of_x.to(x.dtype), of_factor.to(factor.dtype), None, None
+        needs_base, needs_x, needs_factor, *_ = ctx.needs_input_grad
+        of_base = of_x = of_factor = None
+        if needs_base:
+            whole = grad.new_zeros(shape).index_add(0, batch, grad) if base_per_sample else grad
+            of_base = whole.to(dtype)
+        if needs_x:
+            of_x = (grad * factor.index_select(0, batch)).to(x.dtype)
+        if needs_factor:
+            sums = grad.new_zeros(factor.shape).index_add(0, batch, grad * x)
+            of_factor = sums.to(factor.dtype)
+        return of_base, of_x, of_factor, None, None

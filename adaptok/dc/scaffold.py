@@ -45,16 +45,25 @@ class ConvBlock(nn.Module):
         self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b d"]
     ) -> Float[Tensor, "b c_out h w"]:
         """Convolve a grid under a condition."""
-        y = self.conv1(activate(self.norm1(x)))
+        y = self.conv1(activate(self.norm1, x))
         y = y + self.condition(condition)[:, :, None, None]
-        y = self.conv2(activate(self.norm2(y)))
-        out: Tensor = y.add_(self.skip(x))  # a convolution does not look at its output again
+        y = self.conv2(activate(self.norm2, y))
+        if returns_its_own(self.conv2, nn.Conv2d):  # which does not look at its output again
+            out: Tensor = y.add_(self.skip(x))
+        else:
+            out = y + self.skip(x)
         return out
 
 
-def activate(x: Tensor) -> Tensor:
-    """Apply SiLU, in place where no gradient looks at the input again."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+def activate(norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalise, and apply SiLU in place where no gradient looks at its input again."""
+    alone = returns_its_own(norm, nn.GroupNorm) and not torch.is_grad_enabled()
+    return F.silu(norm(x), inplace=alone)
+
+
+def returns_its_own(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Say whether what a module returns is a new tensor that nobody else has seen."""
+    return type(module) is kind and not module._forward_hooks
 
 
 class ConvStack(nn.Module):

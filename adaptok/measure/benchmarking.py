@@ -132,6 +132,10 @@ def benchmark(
         if compile and not is_compiled(model):
             restored.enter_context(compiled_for_now(model))
         compile = is_compiled(model)
+        if not compile and any(map(is_torch_compiled, (model, baseline))):
+            raise ConfigError(
+                "one side is compiled already: give both as they are, and compile=True"
+            )
         for module in modules:
             restored.enter_context(undisturbed(module))
         restored.enter_context(torch.no_grad())
@@ -187,11 +191,20 @@ def compile_call(call: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def compiled_for_now(model: nn.Module) -> Iterator[None]:
     """Compile an adaptive model for a while."""
+    before = model._compiled_call_impl
     compile_adaptive(model)
     try:
         yield
     finally:
         uncompile(model)
+        model._compiled_call_impl = before
+
+
+def is_torch_compiled(side: object) -> bool:
+    """Say whether a model was compiled by PyTorch's own door."""
+    if isinstance(side, torch._dynamo.OptimizedModule):
+        return True
+    return getattr(side, "_compiled_call_impl", None) is not None
 
 
 def list_contenders(

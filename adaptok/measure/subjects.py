@@ -321,6 +321,11 @@ def read_budget(budget: BudgetLike) -> dict[str, Any]:
     if isinstance(budget, Budget):
         if budget.places is not None:
             return {"tokens": int(budget.places.shape[0])}
+        if budget.target_ms is not None:
+            raise BudgetError(
+                f"{budget.describe()} is no budget of a benchmark: give keep=, tokens= or drop=, "
+                f"or ask adaptok.plan(model, inputs, target_ms={budget.target_ms:g})"
+            )
         amounts = {name: getattr(budget, name) for name in AMOUNTS}
         return {name: amount for name, amount in amounts.items() if amount is not None}
     if isinstance(budget, Mapping):

@@ -1,6 +1,6 @@
 """A model that takes turns with itself: under several budgets, without a stage, without all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,11 +11,12 @@ from adaptok.blocks import PARTS, AdaptiveBlocks, find_adaptive
 from adaptok.budgeted import Budgeted, Settings, find_budgeted
 from adaptok.budgets import Budget
 from adaptok.calls import BlockCall, Observer
+from adaptok.compiling import is_compiled
 from adaptok.dc.model import DCDiT
 from adaptok.errors import ConfigError
 from adaptok.hosts import HostInputs, device_of
 from adaptok.measure.budget_search import Round
-from adaptok.measure.latency import Candidate, measure_interleaved
+from adaptok.measure.latency import Candidate, Timing, measure_interleaved
 from adaptok.stages import Stage
 from adaptok.time_curves import CallShape, show_ms
 from adaptok.tracing import observe
@@ -57,12 +58,14 @@ class StageCost:
 class ShapeSeen(Observer):
     """Reads what a measured time depends on from a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: bool) -> None:
+        self.compiled = compiled
         self.shape: CallShape | None = None
 
     def note_entry(self, call: BlockCall) -> None:
         """Take in the whole call, before any stage."""
-        self.shape = CallShape.of(call.x.shape[0], call.num_cells, call.x.dtype, call.x.device)
+        x = call.x
+        self.shape = CallShape.of(x.shape[0], call.num_cells, x.dtype, x.device, self.compiled)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,7 +189,7 @@ class Turns:
             if self.blocks is None:
                 self.call()
                 return self.read_latents()
-            seen = ShapeSeen()
+            seen = ShapeSeen(is_compiled(self.model))
             # looking on makes other graphs: none of them for one call
             with torch.compiler.set_stance("force_eager"), observe(self.model, seen):
                 self.call()
@@ -199,7 +202,9 @@ class Turns:
         assert isinstance(model, DCDiT)
         x = self.inputs.args[0] if self.inputs.args else self.inputs.kwargs["x"]
         weight = model.embed.weight
-        return CallShape.of(x.shape[0], x.shape[2] * x.shape[3], weight.dtype, weight.device)
+        compiled = bool(model.compiled_regions)
+        n = x.shape[2] * x.shape[3]
+        return CallShape.of(x.shape[0], n, weight.dtype, weight.device, compiled)
 
     def measure(self, keeps: Sequence[float]) -> Round:
         """Measure some budgets and the plain model, in turns."""
@@ -211,8 +216,14 @@ class Turns:
         names = {keep: f"keep={keep!r}" for keep in keeps}
         for keep, name in names.items():
             candidates[name] = Candidate(self.call, lambda keep=keep: self.with_keep(keep))  # type: ignore[misc]
-        found = measure_interleaved(candidates, repeats=self.repeats, warmup=WARMUP)
+        found = self.take_turns(candidates)
         return Round({keep: found[name] for keep, name in names.items()}, found.get(PLAIN))
+
+    def take_turns(self, candidates: Mapping[str, Candidate]) -> dict[str, Timing]:
+        """Time candidates, interleaved."""
+        return measure_interleaved(
+            candidates, repeats=self.repeats, warmup=WARMUP, device=self.device
+        )
 
     def measure_stages(self, budget: Budget | None) -> tuple[StageCost, ...]:
         """Measure what each stage saves, by leaving it out, in turns.
@@ -232,7 +243,7 @@ class Turns:
         if budget is not None:
             for part in self.parts:
                 part.take_budget(budget, None)  # the caller restores it
-        found = measure_interleaved(candidates, repeats=self.repeats, warmup=WARMUP)
+        found = self.take_turns(candidates)
         whole = found[ALL]
         return tuple(
             StageCost(

@@ -12,7 +12,6 @@ from adaptok.dc.blocks import (
     DiTBlock,
     FinalLayer,
     initialise_linear,
-    run_in_buckets,
     zero_linear,
 )
 
@@ -79,25 +78,6 @@ def test_packed_tokens_are_the_dense_ones_of_each_sample(rung):
         # a sample has its own condition
         other = backbone(tokens.x[piece][None], condition[[sample - 1]])
         assert not torch.allclose(packed[piece], other[0], atol=1e-2)
-
-
-def test_buckets_are_the_dense_runs_of_each_sample():
-    backbone = randomise(Backbone(32, depth=1, num_heads=4))
-    lengths = (4, 9, 4, 9, 9, 2)
-    tokens, condition = make_packed(lengths=lengths), torch.randn(len(lengths), 32)
-    shapes = []
-
-    def run(x, cells, condition):
-        shapes.append(tuple(x.shape[:2]))
-        assert cells.shape == x.shape[:2]
-        return backbone(x, condition)
-
-    out = run_in_buckets(run, tokens, condition, lengths)
-    assert sorted(shapes) == [(1, 2), (2, 4), (3, 9)]
-    for sample in range(len(lengths)):
-        piece = slice(tokens.ptr[sample], tokens.ptr[sample + 1])
-        alone = backbone(tokens.x[piece][None], condition[sample : sample + 1])
-        assert torch.allclose(out[piece], alone[0], atol=1e-5)
 
 
 def test_recomputing_gives_the_same_values_and_gradients():

@@ -64,3 +64,15 @@ def test_half_precision_gradients_have_the_types_of_their_tensors():
     x, a, b = (z.detach().bfloat16().requires_grad_() for z in (x, a, b))
     modulate(x, a, b, ragged).sum().backward()
     assert {z.grad.dtype for z in (x, a, b)} == {torch.bfloat16}
+
+
+def test_gradients_of_gradients():
+    ragged, (x, y, a, b) = make((2, 3))
+    assert torch.autograd.gradgradcheck(lambda *z: modulate(*z, ragged), (x, a, b))
+    assert torch.autograd.gradgradcheck(lambda *z: add_gated(*z, ragged), (x, a, y))
+
+
+def test_frozen_vectors_cost_nothing():
+    ragged, (x, _, a, b) = make()
+    modulate(x, a.detach(), b.detach(), ragged).sum().backward()
+    torch.testing.assert_close(x.grad, (1 + b.detach())[ragged.batch])

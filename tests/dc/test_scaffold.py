@@ -124,3 +124,29 @@ def test_time_and_label_reach_the_router_and_the_decoder():
         cells = torch.randn(2, 160, 12, 18)
         changed = model.decoder(cells, condition) - model.decoder(cells, -condition)
         assert changed.abs().max() > 0.1
+
+
+def test_what_others_hold_is_not_overwritten():
+    """In-place steps save memory only where nobody else has the tensor."""
+    torch.manual_seed(0)
+    block, condition = ConvBlock(8, 8, 16), torch.randn(2, 16)
+    x = torch.randn(2, 8, 5, 4)
+    held = {}
+    for name in ("norm1", "conv2"):
+        getattr(block, name).register_forward_hook(
+            lambda module, args, out, name=name: held.update({name: (out, out.clone())})
+        )
+    with torch.no_grad():
+        block(x, condition)
+    for name, (kept, copy) in held.items():
+        assert torch.equal(kept, copy), name
+
+
+def test_a_norm_that_was_taken_out():
+    torch.manual_seed(0)
+    block, condition = ConvBlock(8, 8, 16), torch.randn(2, 16)
+    block.norm1 = torch.nn.Identity()
+    x = torch.randn(2, 8, 5, 4)
+    with torch.no_grad():
+        without = block(x, condition)
+    torch.testing.assert_close(without, block(x, condition))

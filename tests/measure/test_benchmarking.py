@@ -8,7 +8,7 @@ from wrapped_vit import IMAGE, UnevenRouter, make_wrapped, state_of
 import adaptok
 from adaptok.compiling import is_compiled
 from adaptok.dc import DiT, DiTConfig
-from adaptok.errors import BudgetError, ConfigError, NotWrappedError, ShapeError
+from adaptok.errors import ConfigError
 from adaptok.measure import benchmark, benchmarking
 from adaptok.testing import fill_weights, make_vit
 
@@ -252,67 +252,6 @@ class TestRestoration:
         benchmark(model, IMAGE, [0.5], **QUICK)
         model(IMAGE).sum().backward()
         assert model.patch_embed.proj.weight.grad is not None
-
-
-class TestErrors:
-    @pytest.mark.parametrize(
-        ("model", "message"),
-        [
-            (make_vit, "VisionTransformer is neither wrapped nor an adaptok.DCDiT"),
-            (lambda: "vit", "str is neither wrapped"),
-        ],
-        ids=["plain model", "no model"],
-    )
-    def test_models(self, model, message):
-        with pytest.raises(NotWrappedError, match=message):
-            benchmark(model(), IMAGE, **QUICK)
-
-    @pytest.mark.parametrize(
-        ("budgets", "message"),
-        [
-            ([], "no budgets to measure"),
-            ([0.5, {"keep": 0.5}], "keep=0.5 came twice"),
-            ([1.5], "keep is a fraction"),
-            (["0.5"], "a budget is a number"),
-            ([True], "a budget is a number"),
-            (0.5, "budgets is a list"),
-            ({"drop": 0.3}, "budgets is a list"),
-            ([{"target_ms": 3}], "got 'target_ms'"),
-            ([{"tokens": 25}], "^tokens=25: .*tokens=25 is more than the 24 cells"),
-        ],
-    )
-    def test_budgets(self, budgets, message):
-        with pytest.raises(BudgetError, match=message):
-            benchmark(make_wrapped(), IMAGE, budgets, **QUICK)
-
-    def test_a_budget_that_does_not_fit_the_router(self):
-        model = make_wrapped(router="norm")
-        with pytest.raises(BudgetError, match=r"^drop=0.3: this router only ranks cells"):
-            benchmark(model, IMAGE, [0.5, {"drop": 0.3}], **QUICK)
-
-    @pytest.mark.parametrize("inputs", [{}, (), None, "image"], ids=str)
-    def test_no_inputs(self, inputs):
-        with pytest.raises(ShapeError, match="inputs is"):
-            benchmark(make_wrapped(), inputs, **QUICK)
-
-    def test_inputs_that_do_not_fit(self):
-        with pytest.raises(RuntimeError, match="channels") as caught:
-            benchmark(make_wrapped(), torch.randn(2, 5, 32, 48), **QUICK)
-        assert caught.value.__notes__ == [
-            "raised in adaptok.benchmark by the call of: the same model without its stages"
-        ]
-
-    def test_repeats(self):
-        with pytest.raises(ConfigError, match="repeats >= 1"):
-            benchmark(make_wrapped(), IMAGE, repeats=0)
-
-    def test_compiled_already(self):
-        with pytest.raises(ConfigError, match="compiled already"):
-            benchmark(torch.compile(make_wrapped(), backend="eager"), IMAGE, **QUICK)
-
-    def test_baseline_that_cannot_be_called(self):
-        with pytest.raises(ConfigError, match="a module or a callable, got a int"):
-            benchmark(make_wrapped(), IMAGE, baseline=3, **QUICK)
 
 
 def make_reference(layout="packed", grid=(8, 12), width=512, **options):

@@ -36,7 +36,8 @@ def time_by_counting(monkeypatch, model, *, cell=2.0, router=8.0, detour=7.0):
     """10 ms, and some for each cell that is computed, the chunk stage and the detour."""
     seen = []
 
-    def measure(candidates, *, repeats, warmup):
+    def measure(candidates, *, repeats, warmup, device):
+        assert device.type == "cpu"
         found = {}
         for name, candidate in candidates.items():
             stages = [m for m in model.modules() if isinstance(m, Detour)]

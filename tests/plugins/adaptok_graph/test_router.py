@@ -124,7 +124,5 @@ def test_it_stays_in_float32():
     router = GraphRouter(16).to(torch.bfloat16)
     assert {p.dtype for p in router.parameters()} == {torch.float32}
     router.logit.weight = torch.nn.Parameter(router.logit.weight.half())
-    with pytest.raises(
-        DtypeError, match="float32 only, and its weights are torch.float16"
-    ):
+    with pytest.raises(DtypeError, match=r"float32 only, and its weights are torch\.float16"):
         route(router, torch.randn(1, 6, 16), (2, 3))
