@@ -47,13 +47,13 @@ def tabulate_models(result: dict[str, Any]) -> str:
 def tabulate_steps(result: dict[str, Any]) -> str:
     """Return the table of training steps."""
     lines = [
-        "| model | time | ms | activations, MB | with weights, gradients and optimiser |",
+        "| model | time | ms | activations and gradients, MB | with weights and optimiser |",
         "|---|---|---|---|---|",
     ]
     for name, row in result["models"].items():
         time = f"{row['time_ratio']:.2f} | {row['ms']:.0f}" if "ms" in row else " | "
         lines.append(
-            f"| {name} | {time} | {row['peak_mb']:.0f} ({row['activations_ratio']:.2f}) | "
+            f"| {name} | {time} | {row['peak_mb']:.0f} ({row['peak_ratio']:.2f}) | "
             f"{row['memory_ratio']:.2f} |"
         )
     return "\n".join(lines)

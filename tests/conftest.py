@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,11 @@ def make_natural(model):
     copy = adaptok.DCDiT(model.config.model_copy(update={"layout": "packed"}))
     copy.load_state_dict(model.state_dict())
     return copy.eval()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_graphs_of_a_module():
+    """Graphs of one forward are counted over all tests of a process, up to a limit."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

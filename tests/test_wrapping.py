@@ -224,6 +224,7 @@ def test_router_and_dechunker_stay_float32_under_half_precision():
 
 
 def test_compile_makes_few_graphs_for_many_budgets_and_the_same_values():
+    torch._dynamo.reset()  # graphs of other tests count towards the limit of a host's forward
     vit = make_wrapped().eval()
     graphs = []
 
