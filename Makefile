@@ -42,7 +42,7 @@ shapes: $(VENV)/.tools  ## tests again with the shape annotations checked
 	PYTHONPATH=tests $(BIN)/python -m pytest --quiet --durations=0 --durations-min=30 \
 	  --jaxtyping-packages=$(SHAPED),shape_checks.check \
 	  tests/test_*.py tests/dc -m "not slow" \
-	  -k "not refused and not compil and not graph and not ragged_op and not wrong and not varlen and not best_rung"
+	  -k "not test_docs and not refused and not compil and not graph and not ragged_op and not wrong and not varlen and not best_rung"
 
 bench: $(VENV)/.package  ## repeat the figures of benchmarks/results
 	$(BIN)/python benchmarks/dechunk.py

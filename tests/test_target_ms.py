@@ -140,7 +140,7 @@ def test_the_four_kinds_of_budget_exclude_each_other():
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, float("nan"), float("inf"), "5", [5.0], True])
-def test_a_target_is_one_number_above_zero(value):
+def test_a_wrong_target_is_refused(value):
     with pytest.raises(BudgetError, match=r"target_ms is (one number of milliseconds|a finite)"):
         Budget(target_ms=value)
 
