@@ -179,7 +179,8 @@ class AdaptiveBlocks(Regional, BlockContainer):
             return False  # a graph that somebody else makes, who said how
         if self.request is not None or self.observers:  # a name would be a constant of the graph
             return True
-        return any(stage.cuts for stage in self.stages if not stage.aside)
+        running = [stage for stage in self.stages if not stage.aside]
+        return any(stage.cuts or not stage.effects.compilable for stage in running)
 
     def run_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run stages and blocks, shielded from a host that checkpoints its block list."""
