@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from adaptok.measure.benchmarking import benchmark
     from adaptok.measure.planner import Plan, plan, set_aside
     from adaptok.parts import PartConfig
+    from adaptok.reduce_stage import ReduceStage
+    from adaptok.reductions import Moment, Reduction, Site
     from adaptok.routing import Context, Router, Routing
     from adaptok.stages import BlockRange, Effects, Stage
     from adaptok.tokens import Tokens
@@ -68,11 +70,15 @@ __all__ = [
     "HostInputs",
     "HostNumbers",
     "ListBackbone",
+    "Moment",
     "PartConfig",
     "Plan",
     "Provenance",
+    "ReduceStage",
+    "Reduction",
     "Router",
     "Routing",
+    "Site",
     "Stage",
     "TokenInput",
     "Tokens",
@@ -121,11 +127,15 @@ HOMES = {
     "HostInputs": "hosts",
     "HostNumbers": "calls",
     "ListBackbone": "backbones.plain",
+    "Moment": "reductions",
     "PartConfig": "parts",
     "Plan": "measure.planner",
     "Provenance": "chunking",
+    "ReduceStage": "reduce_stage",
+    "Reduction": "reductions",
     "Router": "routing",
     "Routing": "routing",
+    "Site": "reductions",
     "Stage": "stages",
     "TokenInput": "calls",
     "Tokens": "tokens",

@@ -14,7 +14,9 @@ from adaptok.config import Config
 from adaptok.errors import HandOverError, HostOptionError
 from adaptok.hosts import Backbone
 from adaptok.packed_run import PackedBlock, run_forms
+from adaptok.reduce_stage import stand_around
 from adaptok.regions import Regional, mark_dynamic
+from adaptok.split_run import Attended, KeyBias, SplitBlock
 from adaptok.stages import BlockRange, Stage
 
 PARTS = "adaptok"  # name of the one child that is not the host's
@@ -117,7 +119,7 @@ class AdaptiveBlocks(Regional, BlockContainer):
         (True, 'Block')
     """
 
-    regions = ("run_blocks", "run_forms")
+    regions = ("run_blocks", "run_forms", "attend", "finish")
     run_forms = staticmethod(run_forms)
 
     def __init__(
@@ -140,6 +142,10 @@ class AdaptiveBlocks(Regional, BlockContainer):
         self.proof: Callable[[AdaptiveBlocks, BlockCall], None] | None = None
         # Packed forms by block, for the layout that runs all samples in one run of tokens.
         self.forms: dict[nn.Module, PackedBlock] = {}
+        # Halves of blocks, for stages that act between them; or why there are none.
+        self.splits: dict[nn.Module, SplitBlock] = {}
+        self.whole = BlockRange.whole
+        self.offset = 0  # of the first block, while a probe cuts the list short
         self.observers: tuple[Observer, ...] = ()
         self.plain = False  # run the blocks as the host would, without stages
 
@@ -232,19 +238,41 @@ class AdaptiveBlocks(Regional, BlockContainer):
 
     def run_stages(self, call: BlockCall, first: int, last: int) -> BlockCall:
         """Run the stages around some of the blocks."""
-        found = [self.forms.get(block) for block in self.all_blocks[first:last]]
+        inside = self.all_blocks[first:last]
+        found = [self.forms.get(block) for block in inside]
         forms = tuple(form for form in found if form is not None)
         inner = BlockRange(
-            self.run_inner,
-            first,
-            last,
+            self.run_numbered,
+            first + self.offset,
+            last + self.offset,
             forms if forms and len(forms) == last - first else None,
             self.backbone.positions_per_sample,
             self.region("run_forms"),
+            Halves(self) if all(block in self.splits for block in inside) else None,
+            self.whole,
         )
-        for stage in reversed(self.stages):
-            inner = inner if stage.aside else inner.around(stage)
-        return inner(call)
+        running = [stage for stage in self.stages if not stage.aside]
+        return stand_around(running, inner)(call)
+
+    def run_numbered(self, call: BlockCall, first: int, last: int) -> BlockCall:
+        """Run some of the host's blocks by their numbers in the whole list."""
+        return self.run_inner(call, first - self.offset, last - self.offset)
+
+    def attend(
+        self, block: int, call: BlockCall, key_bias: KeyBias, keys: bool, class_attention: bool
+    ) -> Attended:
+        """Run the attention of a block, which has halves."""
+        half = self.find_half(block)
+        return half.attend(call, key_bias=key_bias, keys=keys, class_attention=class_attention)
+
+    def finish(self, block: int, call: BlockCall) -> BlockCall:
+        """Run the MLP of a block, which has halves."""
+        return self.find_half(block).finish(call)
+
+    def find_half(self, block: int) -> SplitBlock:
+        """Return the halves of a block."""
+        half = self.splits[self.all_blocks[block]]
+        return half.at(block) if self.offset else half  # a short list counts from 0
 
     def run_inner(self, call: BlockCall, first: int, last: int) -> BlockCall:
         """Run some of the host's blocks, as a region where those are compiled."""
@@ -266,6 +294,41 @@ class AdaptiveBlocks(Regional, BlockContainer):
             else:
                 call = self.backbone.run(blocks[index], index, call)
         return call
+
+
+class Halves:
+    """The halves of a list's blocks, compiled where its regions are.
+
+    Args:
+        blocks: the list.
+    """
+
+    def __init__(self, blocks: AdaptiveBlocks) -> None:
+        self.blocks = blocks
+
+    def attend(
+        self,
+        block: int,
+        call: BlockCall,
+        *,
+        key_bias: KeyBias = None,
+        keys: bool = False,
+        class_attention: bool = False,
+    ) -> Attended:
+        """Run the attention of a block (see `BlockHalves`)."""
+        if self.blocks.compiled_regions:
+            mark_call(call)
+        number = block - self.blocks.offset
+        region = self.blocks.region("attend")
+        attended: Attended = region(number, call, key_bias, keys, class_attention)
+        return attended
+
+    def finish(self, block: int, call: BlockCall) -> BlockCall:
+        """Run the MLP of a block (see `BlockHalves`)."""
+        if self.blocks.compiled_regions:
+            mark_call(call)
+        after: BlockCall = self.blocks.region("finish")(block - self.blocks.offset, call)
+        return after
 
 
 def run_apart(blocks: AdaptiveBlocks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401

@@ -8,19 +8,19 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.budgeted import Budgeted, pair_budgets
+from adaptok.budgeted_stage import BudgetedStage
 from adaptok.budgets import Budget
 from adaptok.calls import BlockCall, merge_samples
 from adaptok.chunking import Chunker, ChunkPlan, Dechunker
-from adaptok.errors import BudgetError, RoutingError, ShapeError, StackError
+from adaptok.errors import RoutingError, ShapeError, StackError
 from adaptok.packed_run import run_packed
 from adaptok.regions import Regional, mark_dynamic
 from adaptok.routing import Context, Router, Routing
-from adaptok.stages import BlockRange, Effects, Stage
+from adaptok.stages import BlockRange, Effects
 from adaptok.tokens import Tokens
 
 
-class ChunkStage(Regional, Budgeted, Stage):
+class ChunkStage(Regional, BudgetedStage):
     """Routes the cells, keeps few of them, runs the blocks on those, and gives all cells back.
 
     Args:
@@ -55,71 +55,19 @@ class ChunkStage(Regional, Budgeted, Stage):
     def __init__(
         self, router: Router, chunker: Chunker, dechunker: Dechunker, name: str = "chunker"
     ) -> None:
-        super().__init__()
+        super().__init__(name)
         self.router = router
         self.chunker = chunker
         self.dechunker = dechunker
-        self.name = name
-        # Exact budgets by number of cells, for compiled graphs: see `Budget.carried`.
-        self.carried: dict[tuple[int, str], Budget] = {}
-        self.cuts = True  # a plain flag, so that a graph does not look at the budget itself
-
-    def take_budget(self, budget: Budget, uncond: Budget | None) -> None:
-        """Run with a budget from now on (see `Budgeted.take_budget`)."""
-        self.budget_setting = budget
-        self.uncond_setting = uncond
-        self.carried = {key: carry_budget(budget, *key) for key in self.carried}
-        self.settle_again()
-        self.cuts = self.must_cut()
 
     def describe(self) -> dict[str, str]:
         """Return chunker, router, layout and budget in words."""
-        uncond = self.uncond_setting
         shown = {"chunker": repr(self.name), "router": type(self.router).__name__}
         layout = getattr(self.chunker, "layout", None)
         if layout is not None:
             shown["layout"] = repr(layout)
-        shown["budget"] = self.budget_setting.describe()
-        if uncond is not None:
-            shown["budget"] += f", unconditional {uncond.describe()}"
+        shown["budget"] = self.describe_budget()
         return shown
-
-    def choose_budget(self, call: BlockCall) -> Budget:
-        """Return the budget of one call."""
-        if self.uncond_setting is not None:
-            return self.split_budget(call, self.uncond_setting)
-        if self.aims:
-            b, n = call.x.shape[0], call.num_cells
-            settled = self.settle_budget(self.budget_setting, b, n, call.x)
-            if not torch.compiler.is_compiling():
-                self.cuts = self.must_cut()
-            return settled
-        key = (call.num_cells, str(call.x.device))
-        if torch.compiler.is_compiling():
-            return self.carried.get(key, self.budget_setting)
-        if key not in self.carried:
-            self.carried[key] = carry_budget(self.budget_setting, *key)
-            self.cuts = self.must_cut()
-        return self.budget_setting
-
-    def split_budget(self, call: BlockCall, uncond: Budget) -> Budget:
-        """Return the budget of a guided call: unconditional samples have their own."""
-        cond = self.budget_setting
-        if cond.is_natural:
-            cond = Budget(drop=0.0)
-        branches = call.numbers.branches if call.numbers else ()
-        if branches in (("cond",), ("uncond",)):
-            return cond if branches == ("cond",) else uncond
-        b = call.x.shape[0]
-        if set(branches) == {"cond", "uncond"} and len(branches) == 2 and b % 2 == 0:
-            first, second = (cond if name == "cond" else uncond for name in branches)
-            return pair_budgets(first, second, b // 2)
-        known = " and ".join(branches) or "nothing"
-        raise BudgetError(
-            f"uncond_drop needs to know which of the {b} samples are unconditional, and the host "
-            f"told {known}: put `with adaptok.request(model, 'id', branch='uncond'):` around the "
-            "calls of that branch, or give both halves in one call"
-        )
 
     def forward(self, inner: BlockRange, call: BlockCall) -> BlockCall:
         """Run the inner blocks on the kept tokens (see `Stage.forward`)."""
@@ -152,22 +100,9 @@ class ChunkStage(Regional, Budgeted, Stage):
         after: Tokens = self.dechunker(chunks, plan, before)
         return after
 
-    def must_cut(self) -> bool:
-        """Say whether one graph cannot hold this stage under its budget."""
-        # the first call, which is not in a graph, makes what a graph reads instead of the budget
-        known = self.settled if self.aims else self.carried
-        if not known or self.uncond_setting is not None:
-            return True
-        exact = Budget(tokens=1)  # what a target becomes
-        return self.chunker.waits_for_device(exact if self.aims else self.budget_setting)
-
-
-def carry_budget(budget: Budget, n: int, device: str) -> Budget:
-    """Return a budget whose count a compiled graph sees as a length, where it has one count."""
-    try:
-        return budget.carried(n, device) if budget.is_uniform else budget
-    except BudgetError:  # more tokens than this grid has cells: said where it is used
-        return budget
+    def waits_for_device(self, budget: Budget) -> bool:
+        """Ask the chunker (see `BudgetedStage.waits_for_device`)."""
+        return self.chunker.waits_for_device(budget)
 
 
 def check_routing(routing: object, tokens: Tokens, router: Router) -> None:

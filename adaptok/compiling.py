@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +16,33 @@ Model = TypeVar("Model", bound=nn.Module)
 # Graphs of one region: natural, dropped and exact budgets, one sample or several, with gradient
 # and without, and each precision. Far below it in practice, and a bound all the same.
 MOST_GRAPHS = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostCall:
+    """The compiled call of a wrapped model, and what stood in its place.
+
+    It stands where `torch.nn.Module.compile` puts its own, so that copies and pickles are
+    without it, too.
+
+    Args:
+        run: the compiled call.
+        before: what the user's own `model.compile()` had put there, to be given back.
+    """
+
+    run: Callable[..., Any]
+    before: Callable[..., Any] | None
+
+    @classmethod
+    def of(cls, model: nn.Module, mode: str | None, backend: str | Callable[..., Any]) -> Self:
+        """Compile the call of a model (see `compile`)."""
+        before = model._compiled_call_impl
+        run = torch.compile(model._call_impl, **options_of(mode, backend))
+        return cls(run, before.before if isinstance(before, HostCall) else before)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Run the compiled call."""
+        return self.run(*args, **kwargs)
 
 
 def compile(
@@ -62,7 +90,7 @@ def compile(
             static = name in module.static_regions
             module.compile_region(name, make_compiler(mode if static else None, backend))
     if find_adaptive(model) is not None:  # the host's own part around the blocks
-        model.compile(**options_of(mode, backend))
+        model._compiled_call_impl = HostCall.of(model, mode, backend)
     return model
 
 
@@ -83,7 +111,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def uncompile(model: Model) -> Model:
-    """Forget what `adaptok.compile` compiled.
+    """Forget what `adaptok.compile` compiled; a `model.compile()` of before holds again.
 
     Args:
         model: any module; one that is not compiled stays as it is.
@@ -98,8 +126,9 @@ def uncompile(model: Model) -> Model:
         >>> is_compiled(uncompile(compile(vit)))
         False
     """
-    if is_compiled(model) and find_adaptive(model) is not None:
-        model._compiled_call_impl = None
+    for module in model.modules():
+        if isinstance(module._compiled_call_impl, HostCall):
+            module._compiled_call_impl = module._compiled_call_impl.before
     for module in find_regional(model):
         module.compiled_regions = {}
     return model

@@ -34,6 +34,10 @@ class RoutingError(AdaptokError, ValueError):
     """A router answered with what is no probability."""
 
 
+class ReductionError(AdaptokError, ValueError):
+    """A stage decided something about tokens that are not there."""
+
+
 class ConfigError(AdaptokError, ValueError):
     """A configuration has an unknown key, a value out of range, or a newer version."""
 

@@ -137,8 +137,8 @@ def prove_call(blocks: AdaptiveBlocks, call: BlockCall) -> None:
     Raises:
         ProbeError: the identity does not hold, or no token is saved.
     """
-    first, last = blocks.span
-    last = min(last, first + PROBED_BLOCKS)
+    probed = choose_blocks(blocks)
+    first, last = probed.start, probed.stop
     meter = EntryMeter()
     seen = replace(call, observers=(meter,))
     with undisturbed(blocks), torch.no_grad():
@@ -219,10 +219,9 @@ def short_containers(
     Yields:
         By path, containers of the host's own class that hold the same blocks.
     """
-    first, last = blocks.span
-    probed = set(range(first, min(last, first + PROBED_BLOCKS)))
+    probed = choose_blocks(blocks)
     saved = {path: container.names for path, container in paths.items()}
-    settings = (blocks.span, blocks.observers)
+    settings = (blocks.span, blocks.observers, blocks.offset)
     originals, start = {}, 0
     for path, container in paths.items():
         names = container.names
@@ -232,14 +231,22 @@ def short_containers(
         originals[path] = type(host)(*wrap_arguments(host, container, kept))
         container.names = tuple(kept)
     try:
-        blocks.span = (0, len(probed))
+        blocks.span, blocks.offset = (0, len(probed)), probed[0]
         yield originals
     finally:
         for path, container in paths.items():
             container.names = saved[path]
             set_submodule(model, path, container)
-        blocks.span, blocks.observers = settings
+        blocks.span, blocks.observers, blocks.offset = settings
         blocks.numbers = None
+
+
+def choose_blocks(blocks: AdaptiveBlocks) -> range:
+    """Return the two blocks of the span on which a wrap is tried: where a stage begins to act."""
+    first, last = blocks.span
+    acts = [stage.find_first(first, last) for stage in blocks.stages]
+    begin = max(first, min([*acts, last - PROBED_BLOCKS]))
+    return range(begin, min(last, begin + PROBED_BLOCKS))
 
 
 def wrap_arguments(

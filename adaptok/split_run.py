@@ -16,6 +16,9 @@ from adaptok.calls import BlockCall
 from adaptok.errors import ShapeError
 
 
+KeyBias = Float[Tensor, "b s"] | Float[Tensor, "b heads s"] | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Attended:
     """What a block has done when it has attended, and has not run its MLP.
@@ -45,7 +48,7 @@ class SplitBlock(Protocol):
         self,
         call: BlockCall,
         *,
-        key_bias: Float[Tensor, "b s"] | Float[Tensor, "b heads s"] | None = None,
+        key_bias: KeyBias = None,
         keys: bool = False,
         class_attention: bool = False,
     ) -> Attended:
@@ -62,13 +65,16 @@ class SplitBlock(Protocol):
             The tokens after the attention residual, and what was wanted.
         """
 
+    def at(self, index: int) -> "SplitBlock":
+        """Return the same block at another place of the list."""
+
     def finish(self, call: BlockCall) -> BlockCall:
         """Run the MLP with its norm, scale and residual, on as many tokens as there are left."""
 
 
 def join_bias(
     mask: Float[Tensor, "..."] | Bool[Tensor, "..."] | None,
-    key_bias: Float[Tensor, "b s"] | Float[Tensor, "b heads s"] | None,
+    key_bias: KeyBias,
     q: Float[Tensor, "b heads s e"],
 ) -> Float[Tensor, "..."] | Bool[Tensor, "..."] | None:
     """Return one mask for attention out of the host's mask and a bias of each key.

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal, Protocol
 from torch import nn
 
 from adaptok.calls import BlockCall
-from adaptok.errors import ConfigError
+from adaptok.errors import ConfigError, StackError
 from adaptok.packed_run import PackedBlock, RunForms, run_forms
+from adaptok.split_run import Attended, KeyBias
 
 Axis = Literal["time", "depth", "tokens", "width"]
 AXES: tuple[Axis, ...] = ("time", "depth", "tokens", "width")  # outermost first
@@ -59,6 +60,24 @@ class BlockRunner(Protocol):
         """Run the blocks on a call and return the call after them."""
 
 
+class BlockHalves(Protocol):
+    """Runs one block of the host in two halves (see `split_run.SplitBlock`)."""
+
+    def attend(
+        self,
+        block: int,
+        call: BlockCall,
+        *,
+        key_bias: KeyBias = None,
+        keys: bool = False,
+        class_attention: bool = False,
+    ) -> Attended:
+        """Run attention of a block with its norm, scale and residual."""
+
+    def finish(self, block: int, call: BlockCall) -> BlockCall:
+        """Run the MLP of a block with its norm, scale and residual."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlockRange:
     """The blocks inside a stage, with all stages between it and them.
@@ -71,6 +90,8 @@ class BlockRange:
             run of tokens.
         positions_per_sample: whether samples of one call may keep different cells.
         run_forms: runs packed forms one after the other.
+        halves: runs a block in two halves, where that is possible.
+        whole: why it is not.
 
     Example:
         >>> import torch
@@ -87,6 +108,8 @@ class BlockRange:
     forms: tuple[PackedBlock, ...] | None = None
     positions_per_sample: bool = True
     run_forms: RunForms = run_forms
+    halves: BlockHalves | None = None
+    whole: str = "nobody asked for the halves of these blocks"
 
     def __call__(self, call: BlockCall) -> BlockCall:
         """Run all of the blocks.
@@ -99,6 +122,26 @@ class BlockRange:
         """
         return self.run(call, self.first, self.last)
 
+    @property
+    def can_split(self) -> bool:
+        """Whether blocks can be run in two halves."""
+        return self.halves is not None
+
+    def split(self) -> BlockHalves:
+        """Return what runs blocks in two halves.
+
+        Returns:
+            The halves of all blocks.
+
+        Raises:
+            StackError: these blocks have none, or another stage stands before them.
+        """
+        if self.halves is None:
+            raise StackError(
+                f"a stage acts between attention and MLP, and here it cannot: {self.whole}"
+            )
+        return self.halves
+
     def around(self, stage: "Stage") -> "BlockRange":
         """Return the same blocks with one more stage around them."""
 
@@ -107,7 +150,9 @@ class BlockRange:
             after: BlockCall = stage(replace(self, first=first, last=last, forms=forms), call)
             return after
 
-        return replace(self, run=run, forms=None)  # what is outside sees the stage, no blocks
+        # what is outside sees the stage, no blocks
+        whole = f"the stage {stage.describe().get('stage', type(stage).__name__)} stands before them"
+        return replace(self, run=run, forms=None, halves=None, whole=whole)
 
 
 class Stage(nn.Module, ABC):
@@ -127,6 +172,17 @@ class Stage(nn.Module, ABC):
     effects: ClassVar[Effects]
     cuts: bool = False  # one graph cannot hold it: a compiled model runs it between two graphs
     aside: bool = False  # not run, as if it was not there: see `adaptok.set_aside`
+
+    def find_first(self, first: int, last: int) -> int:
+        """Return the first block of a range at which this stage does something.
+
+        A wrap is tried on two blocks from there.
+
+        Args:
+            first: the first block of the range.
+            last: the block behind the last one.
+        """
+        return first
 
     @abstractmethod
     def forward(self, inner: BlockRange, call: BlockCall) -> BlockCall:

@@ -94,7 +94,7 @@ class TimeCurve:
         points: by rising `keep`, with `ms` that does not fall (see `fit_curve`).
 
     Raises:
-        ConfigError: there is no point, or they do not rise.
+        ConfigError: there is no point, they do not rise, or a value is no finite number.
 
     Example:
         >>> shape = CallShape(8, 100, "float32", "cpu", 2)
@@ -107,6 +107,12 @@ class TimeCurve:
     points: tuple[CurvePoint, ...]
 
     def __post_init__(self) -> None:
+        for point in self.points:
+            if not (math.isfinite(point.keep) and math.isfinite(point.ms) and point.ms >= 0):
+                raise ConfigError(
+                    "times of a curve are finite and not negative, got "
+                    f"{point.ms:g} ms at keep={point.keep:g}: measure again"
+                )
         pairs = zip(self.points, self.points[1:], strict=False)
         if not self.points or any(a.keep >= b.keep or a.ms > b.ms for a, b in pairs):
             raise ConfigError(
@@ -180,7 +186,7 @@ def fit_curve(shape: CallShape, points: Iterable[CurvePoint]) -> TimeCurve:
         The curve.
 
     Raises:
-        ConfigError: there is no point.
+        ConfigError: there is no point, or a time is no finite number.
 
     Example:
         >>> shape = CallShape(8, 100, "float32", "cpu", 2)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from adaptok.backbones.packed_forms import pack_blocks
+from adaptok.backbones.split_forms import split_blocks
 from adaptok.blocks import AdaptiveBlocks, BlockContainer, Entrance, FollowingBlocks, find_adaptive
 from adaptok.budgeted import Budgeted
 from adaptok.budgets import Budget
@@ -28,6 +29,8 @@ from adaptok.hosts import Backbone, NoMatch, choose_backbone, device_of, dtype_o
 from adaptok.packed_run import PackedBlock
 from adaptok.parts import HostFacts, Spec
 from adaptok.probing import can_probe, probe, prove_call, set_submodule
+from adaptok.reduce_stage import ReduceStage
+from adaptok.split_run import SplitBlock
 from adaptok.stacking import build_stages
 from adaptok.stages import Stage
 from adaptok.wrap_config import BudgetConfig
@@ -120,6 +123,7 @@ def wrap(
     blocks.config = config
     try:
         blocks.forms = find_forms(blocks)
+        blocks.splits, blocks.whole = find_splits(blocks)
         if verify and can_probe(model):
             probe(model, blocks, paths)
         elif verify:
@@ -292,6 +296,25 @@ def find_forms(blocks: AdaptiveBlocks) -> dict[nn.Module, PackedBlock]:
         return {}
     inside = blocks.all_blocks[slice(*blocks.span)]
     return dict(zip(inside, pack_blocks(inside), strict=True))
+
+
+def find_splits(blocks: AdaptiveBlocks) -> tuple[dict[nn.Module, SplitBlock], str]:
+    """Return halves of the blocks in the span where a stage asks for them, or why there are none."""
+    asked = [
+        stage
+        for stage in blocks.stages
+        if isinstance(stage, ReduceStage)
+        or stage.effects.needs_keys
+        or stage.effects.needs_attention
+    ]
+    if not asked:
+        return {}, blocks.whole
+    first, last = blocks.span
+    inside = blocks.all_blocks[first:last]
+    try:
+        return dict(zip(inside, split_blocks(inside, first), strict=True)), blocks.whole
+    except UnsupportedModelError as reason:
+        return {}, str(reason)
 
 
 def detach(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ A form runs the submodules of a block; `split_forms` says which blocks have one.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +64,10 @@ class SplitForm(ABC):
     def attn(self) -> Any:  # noqa: ANN401
         """The attention of the block."""
         return self.block._modules[self.attention]
+
+    def at(self, index: int) -> "SplitForm":
+        """Return the same block at another place of the list."""
+        return replace(self, index=index)
 
     def attend(
         self,

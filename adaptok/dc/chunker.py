@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from adaptok.budgets import Budget, apply_budget, rank_cells, select_cells
+from adaptok.budgets import Budget, apply_budget, listed, rank_cells, select_cells
 from adaptok.chunking import (
     LAYOUTS,
     Chunker,
@@ -215,13 +215,15 @@ def chunk_fixed(tokens: Tokens, routing: Routing, budget: Budget) -> tuple[Token
         Dense tokens `(b m d)` and their plan.
 
     Raises:
-        BudgetError: the budget has no one exact count.
+        BudgetError: the budget has no one exact count, or more tokens than there are cells.
     """
     grid = required(tokens.grid)
     b, n = routing.keep_prob.shape
     try:
         count = budget.count(n)
     except BudgetError as error:
+        if has_one_count(budget):  # there is one, and it does not fit the grid
+            raise
         raise BudgetError(
             f'layout "fixed" runs the same count for every sample: {error}, or choose layout '
             '"packed" or "bucketed"'
@@ -240,6 +242,12 @@ def chunk_fixed(tokens: Tokens, routing: Routing, budget: Budget) -> tuple[Token
         trace_cells(keep_mask, grid, reach),
     )
     return gather_cells(tokens, cells), plan
+
+
+def has_one_count(budget: Budget) -> bool:
+    """Say whether a budget asks for one exact count, whether or not it fits the grid."""
+    amount = budget.keep if budget.keep is not None else budget.tokens
+    return budget.is_uniform or len(set(listed(amount))) == 1
 
 
 def fill_buckets(prob: Tensor, keep_mask: Bool[Tensor, "b n"], buckets: int) -> Bool[Tensor, "b n"]:

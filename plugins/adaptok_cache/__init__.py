@@ -1,0 +1,1 @@
+"""Step caches for diffusion: TeaCache, first-block cache, TaylorSeer."""

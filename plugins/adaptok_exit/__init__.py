@@ -1,0 +1,1 @@
+"""Early exit: samples leave a ViT when a head is sure, and a DiT by a timestep schedule."""

@@ -1,0 +1,1 @@
+"""ToMe and ToMe-SD: similar tokens become one."""

@@ -1,0 +1,1 @@
+"""EViT and DynamicViT: tokens that do not matter are dropped or fused."""

@@ -1,0 +1,1 @@
+"""DyDiT: heads and channels by the timestep, tokens that skip the MLP."""

@@ -1,0 +1,10 @@
+"""The door of adaptok_width."""
+
+from typing import Any
+
+from adaptok import hookimpl
+
+
+@hookimpl
+def adaptok_register(registry: Any) -> None:  # noqa: ANN401
+    """Register the parts of adaptok_width."""
