@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         register_stage,
     )
     from adaptok.doctoring import doctor
+    from adaptok.explaining import explain
     from adaptok.hookspecs import hookimpl
     from adaptok.hosts import Backbone, HostInputs
     from adaptok.measure.benchmarking import benchmark
@@ -90,6 +91,7 @@ __all__ = [
     "compile",
     "describe",
     "doctor",
+    "explain",
     "hookimpl",
     "is_wrapped",
     "load",
@@ -147,6 +149,7 @@ HOMES = {
     "compile": "compiling",
     "describe": "discovery",
     "doctor": "doctoring",
+    "explain": "explaining",
     "hookimpl": "hookspecs",
     "is_wrapped": "wrapping",
     "load": "adapters",

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from adaptok.calls import BlockCall, HostNumbers, Observer
+from adaptok.calls import BlockCall, HostNumbers
 from adaptok.checkpointing import is_checkpointed, shield
 from adaptok.config import Config
 from adaptok.errors import HandOverError, HostOptionError
+from adaptok.host_numbers import join_numbers
 from adaptok.hosts import Backbone
+from adaptok.observers import Observer
 from adaptok.packed_run import PackedBlock, run_forms
 from adaptok.reduce_stage import stand_around
 from adaptok.regions import Regional, mark_dynamic
@@ -157,6 +159,11 @@ class AdaptiveBlocks(Regional, BlockContainer):
         return [stage for stage in parts.values() if isinstance(stage, Stage)]
 
     @property
+    def stage_names(self) -> list[str]:
+        """What the stages call themselves when they tell of a decision, outermost first."""
+        return [str(getattr(stage, "name", type(stage).__name__)) for stage in self.stages]
+
+    @property
     def all_blocks(self) -> list[nn.Module]:
         """The blocks of all containers in the order in which they run."""
         return self.blocks + [block for follower in self.followers for block in follower.blocks]
@@ -215,12 +222,12 @@ class AdaptiveBlocks(Regional, BlockContainer):
     def take_numbers(self) -> HostNumbers:
         """Return what the host's forward handed over, once."""
         numbers = self.numbers or self.backbone.constant
-        if numbers is None:
+        self.numbers = None
+        if numbers is None or not numbers.grid:
             raise HandOverError(
                 f"the blocks of a wrapped model ({self.backbone.family}) were called without the "
                 "grid: call the model itself, not its blocks"
             )
-        self.numbers = None
         if self.request is not None:
             request, branch = self.request
             branches = numbers.branches if branch is None else (branch,)
@@ -238,10 +245,15 @@ class AdaptiveBlocks(Regional, BlockContainer):
 
     def run_stages(self, call: BlockCall, first: int, last: int) -> BlockCall:
         """Run the stages around some of the blocks."""
+        running = [stage for stage in self.stages if not stage.aside]
+        return stand_around(running, self.list_range(first, last))(call)
+
+    def list_range(self, first: int, last: int) -> BlockRange:
+        """Return some of the host's blocks as the innermost stage sees them."""
         inside = self.all_blocks[first:last]
         found = [self.forms.get(block) for block in inside]
         forms = tuple(form for form in found if form is not None)
-        inner = BlockRange(
+        return BlockRange(
             self.run_numbered,
             first + self.offset,
             last + self.offset,
@@ -251,8 +263,6 @@ class AdaptiveBlocks(Regional, BlockContainer):
             Halves(self) if all(block in self.splits for block in inside) else None,
             self.whole,
         )
-        running = [stage for stage in self.stages if not stage.aside]
-        return stand_around(running, inner)(call)
 
     def run_numbered(self, call: BlockCall, first: int, last: int) -> BlockCall:
         """Run some of the host's blocks by their numbers in the whole list."""
@@ -356,9 +366,10 @@ class Entrance:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hand the numbers over."""
-        numbers = self.leader.backbone.hand_over(self.path, module, args, kwargs)
-        if numbers is not None:
-            self.leader.numbers = numbers
+        leader = self.leader
+        before, leader.numbers = leader.numbers, None  # a call that is refused leaves nothing
+        part = leader.backbone.hand_over(self.path, module, args, kwargs)
+        leader.numbers = before if part is None else join_numbers(before, part)
 
 
 def mark_call(call: BlockCall) -> None:

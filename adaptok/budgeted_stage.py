@@ -1,8 +1,8 @@
 """A stage that takes a budget, and finds the one that each call runs with."""
 
-from adaptok.budgeted import Budgeted, pair_budgets
 import torch
 
+from adaptok.budgeted import Budgeted, pair_budgets
 from adaptok.budgets import Budget
 from adaptok.calls import BlockCall
 from adaptok.errors import BudgetError
@@ -40,7 +40,12 @@ class BudgetedStage(Budgeted, Stage):
         return shown if uncond is None else f"{shown}, unconditional {uncond.describe()}"
 
     def choose_budget(self, call: BlockCall) -> Budget:
-        """Return the budget of one call."""
+        """Return the budget of one call, or of the part of a batch that it is."""
+        budget = self.find_budget(call)
+        return budget if call.part is None else budget.choose(call.part.samples)
+
+    def find_budget(self, call: BlockCall) -> Budget:
+        """Return the budget of the batch."""
         if self.uncond_setting is not None:
             return self.split_budget(call, self.uncond_setting)
         if self.aims:
@@ -65,7 +70,7 @@ class BudgetedStage(Budgeted, Stage):
         branches = call.numbers.branches if call.numbers else ()
         if branches in (("cond",), ("uncond",)):
             return cond if branches == ("cond",) else uncond
-        b = call.x.shape[0]
+        b = call.part.batch if call.part else call.x.shape[0]
         if set(branches) == {"cond", "uncond"} and len(branches) == 2 and b % 2 == 0:
             first, second = (cond if name == "cond" else uncond for name in branches)
             return pair_budgets(first, second, b // 2)

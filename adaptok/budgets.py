@@ -106,6 +106,24 @@ class Budget:
         object.__setattr__(self, name, values)
         return self
 
+    def choose(self, samples: Int[Tensor, " b"]) -> "Budget":
+        """Return the budget of some samples of the batch that this one is for.
+
+        Args:
+            samples: which samples, `(b)`.
+
+        Returns:
+            The budget; one that is the same for all samples stays as it is.
+        """
+        for name in AMOUNTS:
+            amount = getattr(self, name)
+            if isinstance(amount, Tensor) and amount.numel() > 1:
+                return Budget().hold(name, amount.index_select(0, samples.to(amount.device)))
+            if isinstance(amount, Sequence) and len(amount) > 1:
+                chosen = [amount[sample] for sample in samples.tolist()]
+                return Budget(**{name: chosen})
+        return self
+
     @property
     def is_natural(self) -> bool:
         """Whether the router's own threshold decides."""

@@ -9,34 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from adaptok.chunking import ChunkPlan
 from adaptok.errors import HandOverError, ShapeError
-from adaptok.routing import Context, Routing
+from adaptok.host_numbers import HostNumbers as HostNumbers
+from adaptok.observers import Observer, PartObserver
+from adaptok.routing import Context
 from adaptok.tokens import Grid, Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class HostNumbers:
-    """Plain numbers of one forward pass that the block list itself cannot see.
-
-    Args:
-        grid: lengths of the grid axes of the image part.
-        start: row of the first grid cell in the sequence, where the host's arguments tell.
-        branches: the guidance branches of the batch in order, such as `("uncond", "cond")` for
-            two halves, or one name for a whole call.
-        request: whose step this is.
-        notes: further numbers of a family.
-
-    Example:
-        >>> HostNumbers((14, 14), start=1, branches=("uncond", "cond")).request is None
-        True
-    """
-
-    grid: Grid
-    start: int | None = None
-    branches: tuple[str, ...] = ()
-    request: str | None = None
-    notes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,26 +116,17 @@ def take_rows(value: Tensor, rows: Int[Tensor, "b m"], axis: int) -> Tensor:
     return value.gather(axis, rows.view(shape).expand(target))
 
 
-class Observer:
-    """Who is told what stages decide; a subclass listens to what it wants.
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some samples of a batch, which run apart from the others.
 
-    See `adaptok.trace` and `adaptok.collect_losses`.
+    Args:
+        samples: which ones, `(b)`.
+        batch: how many samples the batch has.
     """
 
-    wants_losses = False
-    counts = False  # whether it looks at each operation, which a compiled kernel hides
-
-    def note_entry(self, call: "BlockCall") -> None:
-        """Take in that the block list is entered."""
-
-    def note_exit(self, call: "BlockCall") -> None:
-        """Take in that the block list is left."""
-
-    def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
-        """Take in a decision."""
-
-    def note_losses(self, losses: Mapping[str, Tensor]) -> None:
-        """Take in auxiliary losses."""
+    samples: Int[Tensor, " b"]
+    batch: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,6 +148,11 @@ class BlockCall:
         checkpoint: whether each block is to be checkpointed by itself.
         observers: who is told what stages decide.
         depth_inputs: arguments that differ from block to block, one per block.
+        timestep: diffusion step of each sample on the host's own scale, `(b)`; None where the host
+            has none.
+        has_class: whether row 0 is a class token. Prefix tokens alone do not say so: they may be
+            registers or text.
+        part: which samples of the host's batch these are; None means all.
 
     Raises:
         HandOverError: the sequence has no room for the cells of the grid.
@@ -204,6 +177,9 @@ class BlockCall:
     numbers: HostNumbers | None = None
     checkpoint: bool = False
     observers: tuple[Observer, ...] = ()
+    timestep: Float[Tensor, " b"] | Int[Tensor, " b"] | None = None
+    has_class: bool = False
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         if self.start + self.num_cells > self.x.shape[1]:
@@ -234,7 +210,10 @@ class BlockCall:
         numbers = self.numbers
         branch = numbers.branches[0] if numbers and len(numbers.branches) == 1 else None
         return Context(
-            condition=self.condition, branch=branch, request=numbers.request if numbers else None
+            condition=self.condition,
+            timestep=self.timestep,
+            branch=branch,
+            request=numbers.request if numbers else None,
         )
 
     def with_x(self, x: Float[Tensor, "b s d"]) -> "BlockCall":
@@ -275,7 +254,43 @@ class BlockCall:
             },
             sample_inputs={k: choose_sample(v, samples) for k, v in self.sample_inputs.items()},
             condition=choose(self.condition, samples),
+            timestep=choose(self.timestep, samples),
+            observers=self.observe_part(samples),
+            part=self.choose_part(samples),
         )
+
+    def select(self, samples: Int[Tensor, " b"]) -> "BlockCall":
+        """Return the call of some samples, with all their tokens.
+
+        Args:
+            samples: which samples of the batch go on, `(b)`.
+
+        Returns:
+            The same call with every per-sample input chosen alike.
+
+        Example:
+            >>> call = BlockCall(torch.randn(3, 4, 2), grid=(2, 2))
+            >>> call.select(torch.tensor([2, 0])).x.shape
+            torch.Size([2, 4, 2])
+        """
+        n = self.num_cells
+        places = torch.arange(n, device=self.x.device).expand(len(samples), n)
+        return replace(self.take(places, None, samples), cells=choose(self.cells, samples))
+
+    def choose_part(self, samples: Tensor | None) -> Part | None:
+        """Return which samples of the host's batch some of these are."""
+        if samples is None:
+            return self.part
+        if self.part is None:
+            return Part(samples, self.x.shape[0])
+        return replace(self.part, samples=self.part.samples.index_select(0, samples))
+
+    def observe_part(self, samples: Tensor | None) -> tuple[Observer, ...]:
+        """Return the observers of some samples."""
+        if samples is None or not self.observers:
+            return self.observers
+        chosen = samples.tolist()
+        return tuple(PartObserver(seen, chosen, self.x.shape[0]) for seen in self.observers)
 
     @property
     def rest_x(self) -> Float[Tensor, "b r d"]:

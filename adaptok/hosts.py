@@ -54,6 +54,9 @@ class Backbone(ABC):
     positions_per_sample: ClassVar[bool] = True
     # What `uncond_drop` can rely on, for the table of hosts.
     branches: ClassVar[tuple[str, ...]] = ()
+    # The diffusion step of pure noise and that of a clean image, as the host's forward takes it
+    # from the family's pipelines; None where there is no step, or models of a family differ.
+    timestep_scale: ClassVar[tuple[float, float] | None] = None
     # Numbers that are the same in every call: such a model needs no entrance.
     constant: HostNumbers | None = None
 

@@ -1,6 +1,6 @@
 """Probes: a fresh wrap is tried before it is given out, so that it is never a silent no-op."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from adaptok.blocks import AdaptiveBlocks, BlockContainer
 from adaptok.budgeted import Budgeted
 from adaptok.budgets import Budget
-from adaptok.calls import BlockCall, Observer
+from adaptok.calls import BlockCall
 from adaptok.chunking import ChunkPlan
 from adaptok.errors import ProbeError
 from adaptok.hosts import HostInputs
+from adaptok.observers import Observer
 from adaptok.routing import Routing
 
 PROBED_BLOCKS = 2
@@ -44,6 +45,12 @@ class EntryMeter(Observer):
     def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
         """Take in the computed tokens."""
         self.kept += plan.computed.tolist()
+
+    def note_part(
+        self, stage: str, routing: Routing, plan: ChunkPlan, samples: Sequence[int]
+    ) -> None:
+        """Take in the computed tokens of some samples."""
+        self.note_plan(stage, routing, plan)
 
 
 @dataclass(frozen=True, slots=True)

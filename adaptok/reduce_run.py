@@ -243,6 +243,9 @@ class ReduceRun:
         check_reduction(reduction, moment, reducer.name)
         if reducer.drops:
             state = keep_lost(state, reduction)
+        here = self.list_decisions(act.first, act.site.where)
+        if act == here[-1]:  # nobody reads them after this one
+            state = replace(state, keys=None, class_attention=None)
         groups = group_samples(reduction, self.inner.positions_per_sample)
         ended = [apply_reduction(state, reduction, group, act.reducer) for group in groups]
         return [note_event(end, reducer.name, act.site, lived) for end in ended]
@@ -278,6 +281,8 @@ def group_samples(reduction: Reduction, per_sample: bool) -> list[tuple[int, ...
     places go on together.
     """
     b = reduction.places.shape[0]
+    if reduction.lengths is None and (per_sample or b == 1):
+        return [tuple(range(b))]
     lengths = reduction.lengths or (reduction.places.shape[1],) * b
     if per_sample or b == 1:
         by_length: dict[int, list[int]] = {}

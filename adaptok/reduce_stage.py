@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -196,9 +195,7 @@ def pass_on(call: BlockCall, first: int, last: int) -> BlockCall:
     return call
 
 
-def run_together(
-    stages: Sequence[ReduceStage], inner: BlockRange, call: BlockCall
-) -> BlockCall:
+def run_together(stages: Sequence[ReduceStage], inner: BlockRange, call: BlockCall) -> BlockCall:
     """Run blocks with several stages deciding between them, and give all cells back.
 
     Args:
@@ -225,8 +222,7 @@ def run_together(
         inner,
         sites,
         tuple(
-            stage.count_tokens(call, len(found))
-            for stage, found in zip(stages, sites, strict=True)
+            stage.count_tokens(call, len(found)) for stage, found in zip(stages, sites, strict=True)
         ),
     )
     ended = run.run(call, watched=bool(call.observers))

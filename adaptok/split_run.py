@@ -15,7 +15,6 @@ from torch import Tensor
 from adaptok.calls import BlockCall
 from adaptok.errors import ShapeError
 
-
 KeyBias = Float[Tensor, "b s"] | Float[Tensor, "b heads s"] | None
 
 

@@ -12,7 +12,8 @@ from adaptok.errors import ConfigError, StackError
 from adaptok.hosts import Backbone
 from adaptok.parts import HostFacts, PartConfig, Spec, build_part, read_spec
 from adaptok.routing import Router
-from adaptok.stages import AXES, Stage
+from adaptok.solving import StackEntry, check_stack, sort_stack
+from adaptok.stages import Stage
 from adaptok.wrap_config import WrapConfig
 
 
@@ -27,13 +28,20 @@ def build_stages(
     """Make the stages of a wrap, outermost first, and the configuration that makes them again."""
     stages: list[tuple[str, Stage]] = []
     configs: dict[str, PartConfig | None] = {"chunker": None, "router": None, "dechunker": None}
+    if isinstance(stack, str | Mapping | Config | nn.Module):
+        raise ConfigError(f'stack is a list of stages, as in stack=["dc"], got {stack!r:.80}')
+    if chunker is not None and names_stage(chunker):
+        if router is not None or dechunker is not None:
+            raise ConfigError(
+                f"router= and dechunker= change parts of a chunker, and {chunker!r:.80} is a stage "
+                "that has neither"
+            )
+        stack, chunker = [chunker, *stack], None
     if chunker is not None:
         name, chunks, configs = build_chunk_stage(chunker, router, dechunker, facts)
         stages.append((name, chunks))
     elif router is not None or dechunker is not None:
         raise ConfigError("router= and dechunker= change parts of a chunker: give chunker= too")
-    if isinstance(stack, str | Mapping | Config | nn.Module):
-        raise ConfigError(f'stack is a list of stages, as in stack=["dc"], got {stack!r:.80}')
     listed: list[PartConfig | None] = []
     for spec in stack:
         name, stage, config = build_stacked(spec, facts)
@@ -81,6 +89,18 @@ def build_stacked(spec: Spec, facts: HostFacts) -> tuple[str, Stage, PartConfig 
     return (config.name if config else type(part).__name__), part, config
 
 
+def names_stage(spec: Spec) -> bool:
+    """Say whether what was given as a chunker is a stage: a method has one name."""
+    if isinstance(spec, nn.Module):
+        return isinstance(spec, Stage)
+    if not isinstance(spec, str | Mapping | Config):
+        return False
+    HOST.load_all()
+    wanted = read_spec("chunker", spec).name
+    names = HOST.registry.names
+    return wanted in names("stage") and wanted not in names("chunker")
+
+
 def names_chunker(spec: Spec) -> bool:
     """Say whether a member of a stack is a chunker, and not a stage of that name."""
     if isinstance(spec, nn.Module):
@@ -92,20 +112,30 @@ def names_chunker(spec: Spec) -> bool:
 
 
 def order_stages(stages: Sequence[tuple[str, Stage]], host: Backbone) -> dict[str, Stage]:
-    """Return stages by name, outermost first: time, depth, tokens, width, then as given.
+    """Return stages by name, in the order that their effects ask for.
 
     Plug-ins may change the order or veto it (`adaptok_order_stages`).
+
+    Args:
+        stages: names and stages, as given.
+        host: the adapter of the model.
+
+    Returns:
+        The stages, the outermost first.
+
+    Raises:
+        StackError: they cannot run together, or a plug-in says so.
     """
-    ranked = sorted(stages, key=lambda item: AXES.index(item[1].effects.axis))
+    ranked = sort_stack([StackEntry(name, stage) for name, stage in stages])
     names: dict[int, str] = {}
-    for name, stage in ranked:
+    for entry in ranked:
         taken = set(names.values())
         number = 2
-        unique = name.lower()
+        unique = entry.name.lower()
         while unique in taken:
-            unique, number = f"{name.lower()}-{number}", number + 1
-        names[id(stage)] = unique
-    order = [stage for _, stage in ranked]
+            unique, number = f"{entry.name.lower()}-{number}", number + 1
+        names[id(entry.stage)] = unique
+    order = [entry.stage for entry in ranked]
     if len(order) > 1:
         answer = HOST.manager.hook.adaptok_order_stages(stages=tuple(order), backbone=host)
         if answer is not None:
@@ -114,4 +144,5 @@ def order_stages(stages: Sequence[tuple[str, Stage]], host: Backbone) -> dict[st
                     "a plug-in's adaptok_order_stages returned other stages than it was given"
                 )
             order = list(answer)
+    check_stack([StackEntry(names[id(stage)], stage) for stage in order], host)
     return {names[id(stage)]: stage for stage in order}

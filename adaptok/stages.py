@@ -151,7 +151,7 @@ class BlockRange:
             return after
 
         # what is outside sees the stage, no blocks
-        whole = f"the stage {stage.describe().get('stage', type(stage).__name__)} stands before them"
+        whole = f"a stage of the class {type(stage).__name__} stands before them"
         return replace(self, run=run, forms=None, halves=None, whole=whole)
 
 

@@ -78,11 +78,21 @@ class CurvePoint:
         keep: share of the cells that is kept.
         ms: milliseconds of a call.
         spread: from the first to the third quartile, as a fraction of the median.
+
+    Raises:
+        ConfigError: the share or the time is no finite number, or the time is negative.
     """
 
     keep: float
     ms: float
     spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.keep) and math.isfinite(self.ms) and self.ms >= 0):
+            raise ConfigError(
+                "a measured time is finite and not negative, got "
+                f"{self.ms:g} ms at keep={self.keep:g}: measure again"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +104,7 @@ class TimeCurve:
         points: by rising `keep`, with `ms` that does not fall (see `fit_curve`).
 
     Raises:
-        ConfigError: there is no point, they do not rise, or a value is no finite number.
+        ConfigError: there is no point, or they do not rise.
 
     Example:
         >>> shape = CallShape(8, 100, "float32", "cpu", 2)
@@ -107,12 +117,6 @@ class TimeCurve:
     points: tuple[CurvePoint, ...]
 
     def __post_init__(self) -> None:
-        for point in self.points:
-            if not (math.isfinite(point.keep) and math.isfinite(point.ms) and point.ms >= 0):
-                raise ConfigError(
-                    "times of a curve are finite and not negative, got "
-                    f"{point.ms:g} ms at keep={point.keep:g}: measure again"
-                )
         pairs = zip(self.points, self.points[1:], strict=False)
         if not self.points or any(a.keep >= b.keep or a.ms > b.ms for a, b in pairs):
             raise ConfigError(
@@ -186,7 +190,7 @@ def fit_curve(shape: CallShape, points: Iterable[CurvePoint]) -> TimeCurve:
         The curve.
 
     Raises:
-        ConfigError: there is no point, or a time is no finite number.
+        ConfigError: there is no point.
 
     Example:
         >>> shape = CallShape(8, 100, "float32", "cpu", 2)

@@ -1,7 +1,7 @@
 """What a wrapped model decides, collected into objects of the caller."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adaptok.blocks import AdaptiveBlocks, find_adaptive
-from adaptok.calls import BlockCall, Observer
-from adaptok.chunking import ChunkPlan, Provenance
+from adaptok.calls import BlockCall
+from adaptok.chunking import ChunkPlan
 from adaptok.counting import make_counter
 from adaptok.discovery import HOST
 from adaptok.errors import NotWrappedError
+from adaptok.observers import Observer
+from adaptok.plan_notes import PlanNote, join_notes, trace_cells
 from adaptok.routing import Routing
 from adaptok.trace_step import TraceStep
 
@@ -29,7 +31,8 @@ class Trace(Observer):
 
     def __init__(self) -> None:
         self.steps: list[TraceStep] = []
-        self.open: list[tuple[str, Routing, ChunkPlan]] = []
+        self.open: list[PlanNote] = []
+        self.order: tuple[str, ...] = ()  # names of the stages, the outermost first
         self.counter: FlopCounterMode | None = None
         self.start = 0.0
 
@@ -43,22 +46,27 @@ class Trace(Observer):
 
     def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
         """Take in a decision."""
-        self.open.append((stage, routing, plan))
+        self.open.append(PlanNote(stage, routing, plan))
+
+    def note_part(
+        self, stage: str, routing: Routing, plan: ChunkPlan, samples: Sequence[int]
+    ) -> None:
+        """Take in a decision about some samples."""
+        self.open.append(PlanNote(stage, routing, plan, tuple(samples)))
 
     def note_exit(self, call: BlockCall) -> None:
         """End a step."""
         wait_for(call.x)
         ms = 1000.0 * (time.perf_counter() - self.start)
         flops = self.leave_counter()
-        provenance = Provenance.identity(call.x.shape[0], call.num_cells, call.x.device)
-        for _, _, plan in self.open:
-            provenance = provenance.then(plan.provenance)
+        b, n = call.x.shape[0], call.num_cells
+        notes = join_notes(self.open, b)
         step = TraceStep(
             call.grid,
-            tuple(stage for stage, _, _ in self.open),
-            tuple(plan.routing for _, _, plan in self.open),
-            tuple(plan for _, _, plan in self.open),
-            provenance,
+            tuple(note.stage for note in notes),
+            tuple(note.plan.routing for note in notes),
+            tuple(note.plan for note in notes),
+            trace_cells(notes, self.order, b, n, call.x.device),
             flops,
             ms,
         )
@@ -145,6 +153,7 @@ def trace(model: nn.Module) -> Iterator[Trace]:
         ((4, 6), tensor([12, 12]))
     """
     seen = Trace()
+    seen.order = tuple(require_adaptive(model).stage_names)
     with observe(model, seen):
         try:
             yield seen

@@ -299,7 +299,7 @@ def find_forms(blocks: AdaptiveBlocks) -> dict[nn.Module, PackedBlock]:
 
 
 def find_splits(blocks: AdaptiveBlocks) -> tuple[dict[nn.Module, SplitBlock], str]:
-    """Return halves of the blocks in the span where a stage asks for them, or why there are none."""
+    """Return halves of the blocks in the span where a stage asks for them, or why not."""
     asked = [
         stage
         for stage in blocks.stages

@@ -14,6 +14,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "speed.md"
 PICTURE = ROOT / "docs" / "pictures" / "speed.png"
 COLOURS = {"packed": "#0072B2", "bucketed": "#D55E00", "fixed": "#009E73"}
+STEPS = {
+    "STEPS": "train-step-cpu-eager",
+    "STEPS_COMPILED": "train-step-cpu-compiled",
+    "STEPS_B": "train-step-b-cpu-compiled",
+}
 MODES = {"compiled": "both compiled", "eager": "both eager"}
 
 
@@ -99,8 +104,13 @@ def main() -> None:
     values["REGIONS"] = ", ".join(
         f"{name} {ms:.0f}" for name, ms in results["compiled"]["ms_by_region"].items()
     )
-    steps = load("train-step-cpu-eager")
-    values |= {"STEPS": tabulate_steps(steps), "WHERE_STEPS": describe(steps)}
+    for name, file in STEPS.items():
+        steps = load(file)
+        values |= {name: tabulate_steps(steps), f"WHERE_{name}": describe(steps)}
+    values["SMALL"] = "\n\n".join(
+        f"Batch {batch}:\n\n{tabulate_models(load(f'dcdit-s-b{batch}-cpu-eager'))}"
+        for batch in (1, 2)
+    )
     values["VIT"] = tabulate_report(load("vit-compiled-cpu"))
     text = (ROOT / "benchmarks" / "speed_page.md").read_text()
     for name, value in values.items():

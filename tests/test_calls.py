@@ -76,6 +76,18 @@ def test_inputs_per_sample_and_streams_follow_their_samples():
     assert short.condition.item() == 2.0
 
 
+def test_the_step_follows_its_samples_into_the_context():
+    call = make_call(timestep=torch.tensor([5, 6, 7]), has_class=True)
+    short = call.take(torch.tensor([[0], [1]]), samples=torch.tensor([2, 0]))
+    assert short.timestep.tolist() == [7, 5]
+    assert short.context.timestep is short.timestep
+    assert call.take(torch.tensor([[0], [1], [2]])).timestep is call.timestep
+    assert short.has_class
+    plain = make_call()
+    assert not plain.has_class
+    assert plain.take(torch.tensor([[0]]), samples=torch.tensor([1])).context.timestep is None
+
+
 def test_put_and_merge_are_the_way_back_in_any_order_of_samples():
     text = torch.randn(3, 2, 1)
     call = make_call(streams={"text": text, "none": None})

@@ -217,6 +217,52 @@ def test_unwrap_forgets_the_graphs():
     assert torch.equal(vit(images), expected)
 
 
+def test_unwrap_gives_back_what_the_user_had_compiled():
+    own, ours = Counter(), Counter()
+    vit = make_vit().eval()
+    fill(vit)
+    images = torch.randn(2, 3, 32, 48)
+    with torch.inference_mode():
+        expected = vit(images)
+        vit.compile(backend=own)
+        call = vit._compiled_call_impl
+        torch.testing.assert_close(vit(images), expected, rtol=1e-4, atol=1e-5)
+        assert own.graphs == 1
+
+        adaptok.wrap(vit, chunker="dc", budget=0.5, verify=False)
+        assert vit._compiled_call_impl is call
+        fewer = vit(images)
+        assert (fewer - expected).abs().max() > 1e-3
+        made = own.graphs
+        for _ in range(2):  # compiled again: not what was ours is given back
+            adaptok.compile(vit, backend=ours)
+        torch.testing.assert_close(vit(images), fewer, rtol=1e-4, atol=1e-5)
+        assert own.graphs == made
+        assert ours.graphs > 0
+        assert copy.deepcopy(vit)._compiled_call_impl is None
+
+        made = ours.graphs
+        assert adaptok.unwrap(vit)._compiled_call_impl is call
+        torch.testing.assert_close(vit(images), expected, rtol=1e-4, atol=1e-5)
+        assert ours.graphs == made
+
+
+def test_unwrap_leaves_what_the_user_compiled_later():
+    vit = adaptok.compile(make_wrapped(keep=0.5), backend="eager")
+    vit.compile(backend="eager")
+    call = vit._compiled_call_impl
+    assert adaptok.unwrap(vit)._compiled_call_impl is call
+
+
+def test_undoing_a_part_leaves_the_compiled_whole():
+    holder = torch.nn.Sequential(make_wrapped(keep=0.5))
+    holder.compile(backend="eager")
+    call = holder._compiled_call_impl
+    adaptok.compile(holder[0], backend="eager")
+    assert adaptok.unwrap(holder)._compiled_call_impl is call
+    assert holder[0]._compiled_call_impl is None
+
+
 def test_copies_and_pickles_are_not_compiled():
     vit = adaptok.compile(make_wrapped(keep=0.5), backend="eager")
     images = torch.randn(2, 3, 32, 48)

@@ -118,3 +118,17 @@ def test_milliseconds_in_words():
     assert [show_ms(ms) for ms in (0.0, 0.05, 9.996, 41.84, 1349.7)] == [
         "0 ms", "0.0500 ms", "10.00 ms", "41.8 ms", "1350 ms",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keep", "ms", "message"),
+    [
+        (0.5, float("nan"), r"finite and not negative, got nan ms at keep=0.5: measure again"),
+        (0.5, float("inf"), r"got inf ms at keep=0.5"),
+        (0.5, -1.0, r"got -1 ms at keep=0.5"),
+        (float("nan"), 20.0, r"got 20 ms at keep=nan"),
+    ],
+)
+def test_a_time_that_is_no_number_is_refused(keep, ms, message):
+    with pytest.raises(ConfigError, match=message):
+        CurvePoint(keep, ms)

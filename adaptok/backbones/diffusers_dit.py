@@ -34,6 +34,7 @@ class DiffusersDiT(DiffusersHost):
     """Adapter of `DiTTransformer2DModel`.
 
     Positions are added before the blocks; time and class go to each of them, one per sample.
+    Steps are whole numbers, from 999 (noise) to 0.
 
     Example:
         >>> from diffusers import DiTTransformer2DModel
@@ -49,6 +50,7 @@ class DiffusersDiT(DiffusersHost):
     name = "diffusers-dit"
     family = "diffusers DiTTransformer2DModel"
     branches = ("cond", "uncond")
+    timestep_scale = (999.0, 0.0)
     home = "dit_transformer_2d"
     host = "DiTTransformer2DModel"
     lists = ("transformer_blocks",)
@@ -83,6 +85,7 @@ class DiffusersDiT(DiffusersHost):
             sample_inputs=per_sample,
             shared=given,
             condition=condition_of(timestep, x.shape[0]),
+            timestep=numbers.spread_timestep(x),
         )
 
     def run_block(self, block: nn.Module, call: BlockCall) -> BlockCall:

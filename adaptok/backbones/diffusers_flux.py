@@ -37,7 +37,8 @@ class DiffusersFlux(DiffusersHost):
     """Adapter of `FluxTransformer2DModel`.
 
     Both lists run as one: their blocks take and give the same. The rotary table has text rows
-    first and no batch axis, so that samples that keep different cells run one by one.
+    first and no batch axis, so that samples that keep different cells run one by one. Steps go
+    from 1 (noise) to 0: the pipeline divides its own by 1,000.
 
     Example:
         >>> from diffusers import FluxTransformer2DModel
@@ -53,6 +54,7 @@ class DiffusersFlux(DiffusersHost):
     family = "diffusers FluxTransformer2DModel"
     positions_per_sample = False
     branches = ("cond", "uncond")  # in separate calls
+    timestep_scale = (1.0, 0.0)
     home = "transformer_flux"
     host = "FluxTransformer2DModel"
     lists = ("transformer_blocks", "single_transformer_blocks")
@@ -152,6 +154,7 @@ class DiffusersFlux(DiffusersHost):
             sample_inputs={"temb": temb},
             shared=given,
             condition=condition_of(temb, x.shape[0]),
+            timestep=numbers.spread_timestep(x),
         )
 
     def run_block(self, block: nn.Module, call: BlockCall) -> BlockCall:

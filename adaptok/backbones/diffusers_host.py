@@ -2,9 +2,10 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from adaptok.backbones.diffusers_inputs import check_attention_kwargs
 from adaptok.calls import BlockCall, HostNumbers
@@ -41,6 +42,7 @@ class DiffusersHost(Backbone):
     # Options that reach into single blocks, with what to do instead.
     refused: ClassVar[Mapping[str, str]] = {}
     axes: ClassVar[int] = 2
+    timestep_argument: ClassVar[str] = "timestep"
 
     @classmethod
     def match(cls, model: nn.Module) -> Self:
@@ -64,13 +66,22 @@ class DiffusersHost(Backbone):
     def hand_over(
         self, entrance: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HostNumbers | None:
-        """Return grid and branches, unless a block is asked for (see `Backbone.hand_over`)."""
+        """Return grid, branches and step, unless a block is asked for (see `hand_over`)."""
         given = bind_arguments(self.parameters, args, kwargs)
         for name, advice in self.refused.items():
             if given.get(name) is not None:
                 refuse_option(name, advice)
         check_attention_kwargs(given.get(self.attention_option), self.attention_option)
-        return self.find_numbers(module, given)
+        return replace(self.find_numbers(module, given), timestep=self.find_timestep(given))
+
+    def find_timestep(self, given: dict[str, Any]) -> Tensor | None:
+        """Return the diffusion step of each sample, or one for all.
+
+        Args:
+            given: arguments of the host's forward, by name.
+        """
+        value = given.get(self.timestep_argument)
+        return value if isinstance(value, Tensor) else None
 
     @abstractmethod
     def find_numbers(self, model: nn.Module, given: dict[str, Any]) -> HostNumbers:

@@ -16,7 +16,7 @@ class DiffusersPixArt(DiffusersDiT):
     """Adapter of `PixArtTransformer2DModel`.
 
     Its blocks are called like those of DiT, with text and its mask, one per sample; a mask over
-    the cells is gathered with them.
+    the cells is gathered with them. Steps go from 999 (noise) to 0.
 
     Example:
         >>> from diffusers import PixArtTransformer2DModel

@@ -25,7 +25,8 @@ BLOCK = ("hidden_states", "encoder_hidden_states", "temb", "joint_attention_kwar
 class DiffusersSD3(DiffusersHost):
     """Adapter of `SD3Transformer2DModel`.
 
-    Text is a stream of its own, which the last block gives up; positions are added before.
+    Text is a stream of its own, which the last block gives up; positions are added before. Steps
+    go from 1,000 (noise) to 0.
 
     Example:
         >>> from diffusers import SD3Transformer2DModel
@@ -42,6 +43,7 @@ class DiffusersSD3(DiffusersHost):
     name = "diffusers-sd3"
     family = "diffusers SD3Transformer2DModel"
     branches = ("uncond", "cond")
+    timestep_scale = (1000.0, 0.0)
     home = "transformer_sd3"
     host = "SD3Transformer2DModel"
     lists = ("transformer_blocks",)
@@ -81,6 +83,7 @@ class DiffusersSD3(DiffusersHost):
             sample_inputs={"temb": temb},
             shared=given,
             condition=condition_of(temb, x.shape[0]),
+            timestep=numbers.spread_timestep(x),
         )
 
     def run_block(self, block: nn.Module, call: BlockCall) -> BlockCall:

@@ -27,7 +27,8 @@ class DiffusersWan(DiffusersHost):
     """Adapter of `WanTransformer3DModel`, Wan 2.1 and 2.2.
 
     The grid is that of the video, `(f, h, w)`. Rotations are gathered, and so is the modulation
-    where each token has a timestep of its own.
+    where each token has a timestep of its own. Steps go from 1,000 (noise) to 0; where they are
+    per token, a sample's is its largest: what the other tokens have is given already.
 
     Example:
         >>> from diffusers import WanTransformer3DModel
@@ -43,6 +44,7 @@ class DiffusersWan(DiffusersHost):
     name = "diffusers-wan"
     family = "diffusers WanTransformer3DModel"
     branches = ("cond", "uncond")  # in separate calls
+    timestep_scale = (1000.0, 0.0)
     home = "transformer_wan"
     host = "WanTransformer3DModel"
     lists = ("blocks",)
@@ -78,6 +80,11 @@ class DiffusersWan(DiffusersHost):
         grid = tuple(length // side for length, side in sides)
         return HostNumbers(grid, 0, read_branch(self.first_list(model)))
 
+    def find_timestep(self, given: dict[str, Any]) -> Tensor | None:
+        """Return the step of each sample, its largest (see `DiffusersHost.find_timestep`)."""
+        steps = super().find_timestep(given)
+        return steps if steps is None or steps.ndim < 2 else steps.flatten(1).amax(1)
+
     def read(
         self, numbers: HostNumbers, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> BlockCall:
@@ -100,6 +107,7 @@ class DiffusersWan(DiffusersHost):
             token_inputs=inputs,
             sample_inputs=per_sample,
             condition=condition,
+            timestep=numbers.spread_timestep(x),
         )
 
     def run_block(self, block: nn.Module, call: BlockCall) -> BlockCall:

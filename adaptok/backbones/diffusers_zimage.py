@@ -26,7 +26,8 @@ class DiffusersZImage(DiffusersHost):
     """Adapter of `ZImageTransformer2DModel` with one image per sample.
 
     The cells come first in the sequence, then padding, text and padding, whose lengths differ from
-    sample to sample; mask and rotations are per sample, and all is gathered alike.
+    sample to sample; mask and rotations are per sample, and all is gathered alike. Steps go from 0
+    (noise) to 1.
 
     Example:
         >>> from diffusers import ZImageTransformer2DModel
@@ -43,6 +44,8 @@ class DiffusersZImage(DiffusersHost):
     name = "diffusers-zimage"
     family = "diffusers ZImageTransformer2DModel"
     branches = ("cond", "uncond")
+    timestep_scale = (0.0, 1.0)
+    timestep_argument = "t"
     home = "transformer_z_image"
     host = "ZImageTransformer2DModel"
     lists = ("layers",)
@@ -104,6 +107,7 @@ class DiffusersZImage(DiffusersHost):
             token_inputs=inputs,
             sample_inputs={"adaln_input": given["adaln_input"]},
             condition=condition_of(given["adaln_input"], x.shape[0]),
+            timestep=numbers.spread_timestep(x),
         )
 
     def run_block(self, block: nn.Module, call: BlockCall) -> BlockCall:

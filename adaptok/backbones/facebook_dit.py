@@ -22,7 +22,8 @@ class FacebookDiT(Backbone):
 
     Blocks are called as `block(x, c)` with tokens `(b n d)`, cells only, and a condition `(b c)`;
     positions are added before. The grid is that of the latent which `x_embedder` cuts, so that
-    `forward_with_cfg`, which calls `forward` as a plain method, is served too.
+    `forward_with_cfg`, which calls `forward` as a plain method, is served too. The step is what
+    `t_embedder` is called with: DiT counts from 999 (noise) to 0, SiT from 0 (noise) to 1.
 
     Example:
         >>> class Tiny(nn.Module):
@@ -63,14 +64,17 @@ class FacebookDiT(Backbone):
         )
 
     def entrances(self, model: nn.Module) -> tuple[str, ...]:
-        """Listen to the patch embedding: every way into the model goes through it."""
-        return ("x_embedder",)
+        """Listen to the embeddings: every way into the model goes through them."""
+        return ("x_embedder", "t_embedder")
 
     def hand_over(
         self, entrance: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HostNumbers | None:
-        """Return the grid of the latent that is embedded (see `Backbone.hand_over`)."""
-        latent = args[0] if args else next(iter(kwargs.values()))
+        """Return the grid of the latent, or the step, that is embedded (see `hand_over`)."""
+        given = args[0] if args else next(iter(kwargs.values()), None)
+        if entrance == "t_embedder":
+            return HostNumbers((), timestep=given) if isinstance(given, Tensor) else None
+        latent: Any = given
         if latent.ndim != 4:
             raise HandOverError(
                 f"x_embedder takes latents (b, c, h, w), got {tuple(latent.shape)}: video and "
@@ -98,7 +102,8 @@ class FacebookDiT(Backbone):
                 f"{n} tokens of the grid {numbers.grid} and one condition per sample are needed, "
                 f"got the shapes {shapes}: {ADVICE}"
             )
-        return BlockCall(x, numbers.grid, condition=condition)
+        step = numbers.spread_timestep(x)
+        return BlockCall(x, numbers.grid, condition=condition, timestep=step)
 
     def run(self, block: nn.Module, index: int, call: BlockCall) -> BlockCall:
         """Call one block (see `Backbone.run`)."""

@@ -33,6 +33,10 @@ class ListBackbone(Backbone):
         inputs: small inputs for the probe, a function of the model. Not needed by a model that
             takes an image only and cuts it by a convolution, on a grid that is given as lengths.
         width: features of a token; read off the blocks unless given.
+        timestep: name of the argument of the model's forward that is the diffusion step, one
+            number per sample or one for all. It is seen only where the model itself is called,
+            `model(...)`.
+        has_class: whether the first prefix token is a class token.
 
     Raises:
         ConfigError: a value is out of range.
@@ -69,16 +73,23 @@ class ListBackbone(Backbone):
         per_sample: tuple[str | int, ...] = (),
         inputs: Callable[[nn.Module], HostInputs] | None = None,
         width: int = 0,
+        timestep: str | None = None,
+        has_class: bool = False,
     ) -> None:
         super().__init__(containers=(blocks,), width=width, depth=0)
         if prefix < 0:
             raise ConfigError(f"prefix is a number of tokens of at least 0, got {prefix}")
+        if has_class and prefix < 1:
+            raise ConfigError("has_class=True needs a token in front of the cells, and prefix is 0")
         if not callable(grid) and (not grid or any(length < 1 for length in grid)):
             raise ConfigError(f"grid is one or more lengths of at least 1, got {grid}")
         self.grid = grid
         self.prefix = prefix
         self.per_sample = per_sample
         self.inputs = inputs
+        self.timestep = timestep
+        self.timestep_place: int | None = None  # among the arguments of the forward
+        self.has_class = has_class
         self.grid_axes = 2
         if not callable(grid):
             self.grid_axes = len(grid)
@@ -110,21 +121,39 @@ class ListBackbone(Backbone):
             per_sample=self.per_sample,
             inputs=self.inputs,
             width=self.width or find_width(container),
+            timestep=self.timestep,
+            has_class=self.has_class,
         )
         fitted.depth = len(container)  # type: ignore[arg-type]
+        if self.timestep is not None:
+            fitted.timestep_place = find_place(model, self.timestep)
         return fitted
 
     def entrances(self, model: nn.Module) -> tuple[str, ...]:
-        """Listen to the model where the grid depends on its arguments."""
-        return ("",) if callable(self.grid) else ()
+        """Listen to the model where grid or step are in its arguments."""
+        return ("",) if callable(self.grid) or self.timestep is not None else ()
 
     def hand_over(
         self, entrance: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HostNumbers | None:
-        """Return the grid that the user's function names (see `Backbone.hand_over`)."""
-        assert callable(self.grid)
-        grid = self.grid(*args, **kwargs)
-        return HostNumbers(tuple(int(length) for length in grid), start=self.prefix)
+        """Return the grid that the user's function names, and the step (see `hand_over`)."""
+        grid = self.grid(*args, **kwargs) if callable(self.grid) else self.grid
+        return HostNumbers(
+            tuple(int(length) for length in grid),
+            start=self.prefix,
+            timestep=self.find_timestep(args, kwargs),
+        )
+
+    def find_timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """Return the diffusion step among the arguments of the model's forward."""
+        if self.timestep is None:
+            return None
+        place, value = self.timestep_place, kwargs.get(self.timestep)
+        if value is None and place is not None and place < len(args):
+            value = args[place]
+        if isinstance(value, int | float):
+            return torch.tensor(value)
+        return value if isinstance(value, Tensor) else None
 
     def read(
         self, numbers: HostNumbers, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -147,7 +176,15 @@ class ListBackbone(Backbone):
         shared = {str(key): value for key, value in given.items()}
         for name, value in shared.items():
             check_shared(name, value, x, n)
-        return BlockCall(x, numbers.grid, self.prefix, sample_inputs=per_sample, shared=shared)
+        return BlockCall(
+            x,
+            numbers.grid,
+            self.prefix,
+            sample_inputs=per_sample,
+            shared=shared,
+            timestep=numbers.spread_timestep(x),
+            has_class=self.has_class,
+        )
 
     def run(self, block: nn.Module, index: int, call: BlockCall) -> BlockCall:
         """Call one block (see `Backbone.run`)."""
@@ -213,6 +250,20 @@ def check_shared(name: str, value: object, x: Tensor, n: int) -> None:
             f"the argument {name} of a block has the shape {shape} with one row per token, which "
             "have to be gathered with the tokens: write an adaptok.Backbone (docs: hosts)"
         )
+
+
+def find_place(model: nn.Module, name: str) -> int | None:
+    """Return the place of an argument of a model's forward; None where it comes by name only."""
+    parameters = inspect.signature(model.forward).parameters
+    if name in parameters:
+        by_name = parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        return None if by_name else list(parameters).index(name)
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    raise UnsupportedModelError(
+        f"the forward of {type(model).__name__} has no argument {name!r} for the diffusion step: "
+        f"name one of {', '.join(parameters)}, or leave timestep out"
+    )
 
 
 def find_width(container: nn.Module) -> int:

@@ -31,6 +31,7 @@ class TimmEva(TimmImages):
         width: features of a token.
         depth: number of blocks.
         prefix: class and register tokens in front of the cells.
+        has_class: whether the first of them is a class token.
         rope: the rotary module that makes a table for each block, in a tuple, so that it is
             registered where the host has it; empty where one table serves all.
         dynamic: whether tables are made for the size of each image.
@@ -51,10 +52,11 @@ class TimmEva(TimmImages):
         width: int,
         depth: int,
         prefix: int,
+        has_class: bool = False,
         rope: tuple[nn.Module, ...] = (),
         dynamic: bool = False,
     ) -> None:
-        super().__init__(width=width, depth=depth, prefix=prefix)
+        super().__init__(width=width, depth=depth, prefix=prefix, has_class=has_class)
         self.rope = rope
         self.dynamic = dynamic
 
@@ -81,7 +83,14 @@ class TimmEva(TimmImages):
             by_depth["rope"] = self.read_tables(numbers.grid)
         elif rope is not None:
             inputs["rope"] = rows_of_rope(rope)
-        return BlockCall(x, numbers.grid, self.prefix, token_inputs=inputs, depth_inputs=by_depth)
+        return BlockCall(
+            x,
+            numbers.grid,
+            self.prefix,
+            token_inputs=inputs,
+            depth_inputs=by_depth,
+            has_class=self.has_class,
+        )
 
     def read_tables(self, grid: Grid) -> list[TokenInput]:
         """Return the rotary table of each block, as the model itself makes them."""

@@ -20,13 +20,15 @@ class TimmImages(Backbone):
         width: features of a token.
         depth: number of blocks.
         prefix: class, distillation and register tokens in front of the cells.
+        has_class: whether the first of them is a class token.
     """
 
     versions = VERSIONS
 
-    def __init__(self, *, width: int, depth: int, prefix: int) -> None:
+    def __init__(self, *, width: int, depth: int, prefix: int, has_class: bool = False) -> None:
         super().__init__(containers=("blocks",), width=width, depth=depth)
         self.prefix = prefix
+        self.has_class = has_class
 
     def entrances(self, model: nn.Module) -> tuple[str, ...]:
         """Listen to the patch embedding: every way into the model goes through it."""
@@ -56,12 +58,15 @@ class TimmImages(Backbone):
         return example_images(model, embed.img_size if fixed else small_size(embed))
 
 
-def describe_model(model: nn.Module, blocks: nn.Module) -> dict[str, int]:
-    """Return width, depth and prefix, as every timm model names them."""
+def describe_model(model: nn.Module, blocks: nn.Module) -> dict[str, Any]:
+    """Return width, depth, prefix and whether it begins with a class token, as timm names them."""
+    owner = model if hasattr(model, "cls_token") else getattr(model, "embeds", None)  # NaFlex
     return {
         "width": int(model.embed_dim),  # type: ignore[arg-type]
         "depth": len(blocks),  # type: ignore[arg-type]
         "prefix": int(model.num_prefix_tokens),  # type: ignore[arg-type]
+        # every family puts it first, before registers
+        "has_class": getattr(owner, "cls_token", None) is not None,
     }
 
 

@@ -34,6 +34,7 @@ class TimmNaFlex(TimmImages):
         width: features of a token.
         depth: number of blocks.
         prefix: class and register tokens in front of the cells.
+        has_class: whether the first of them is a class token.
         rope: the rotary module that makes a table for each block, in a tuple, so that it is
             registered where the host has it; empty where one table serves all.
 
@@ -48,9 +49,15 @@ class TimmNaFlex(TimmImages):
     family = "timm NaFlexVit"
 
     def __init__(
-        self, *, width: int, depth: int, prefix: int, rope: tuple[nn.Module, ...] = ()
+        self,
+        *,
+        width: int,
+        depth: int,
+        prefix: int,
+        has_class: bool = False,
+        rope: tuple[nn.Module, ...] = (),
     ) -> None:
-        super().__init__(width=width, depth=depth, prefix=prefix)
+        super().__init__(width=width, depth=depth, prefix=prefix, has_class=has_class)
         self.rope = rope
 
     @classmethod
@@ -94,7 +101,14 @@ class TimmNaFlex(TimmImages):
             by_depth["rope"] = [rows_of_rope(table) for table in rows]
         elif rope is not None:
             inputs["rope"] = rows_of_rope(rope)
-        return BlockCall(x, numbers.grid, self.prefix, token_inputs=inputs, depth_inputs=by_depth)
+        return BlockCall(
+            x,
+            numbers.grid,
+            self.prefix,
+            token_inputs=inputs,
+            depth_inputs=by_depth,
+            has_class=self.has_class,
+        )
 
     def example(self, model: nn.Module) -> HostInputs:
         """Return two small images (see `Backbone.example`)."""

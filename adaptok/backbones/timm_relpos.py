@@ -57,7 +57,9 @@ class TimmRelPos(TimmImages):
         inputs = {}
         if shared is not None:
             inputs["shared_rel_pos"] = mask_of_pairs(shared, self.prefix)
-        return BlockCall(x, numbers.grid, self.prefix, token_inputs=inputs)
+        return BlockCall(
+            x, numbers.grid, self.prefix, token_inputs=inputs, has_class=self.has_class
+        )
 
     def run(self, block: nn.Module, index: int, call: BlockCall) -> BlockCall:
         """Call one block, or the form of it for few tokens (see `Backbone.run`)."""

@@ -47,4 +47,6 @@ class TimmViT(TimmImages):
         x, mask = given["x"], given.get("attn_mask")
         check_count(x, numbers)
         inputs = {} if mask is None else {"attn_mask": mask_of_pairs(mask, self.prefix)}
-        return BlockCall(x, numbers.grid, self.prefix, token_inputs=inputs)
+        return BlockCall(
+            x, numbers.grid, self.prefix, token_inputs=inputs, has_class=self.has_class
+        )

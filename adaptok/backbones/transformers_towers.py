@@ -24,7 +24,7 @@ class TowerClass:
         module: its module, below `transformers.models`.
         name: its name.
         blocks: attribute path of the blocks.
-        prefix: tokens in front of the cells, registers not counted.
+        prefix: tokens in front of the cells, the class token first, registers not counted.
         collector: attribute path of the submodule that collects hidden states and attentions.
         any_size: whether images of any size are taken, unasked.
         kind: `"image"`; `"masked"` where cells may be dropped and shuffled before the blocks;
@@ -39,6 +39,11 @@ class TowerClass:
     collector: str = ""
     any_size: bool = False
     kind: Kind = "image"
+
+    @property
+    def has_class(self) -> bool:
+        """Whether the first token is a class token: registers are not in the prefix."""
+        return self.prefix > 0
 
 
 TOWERS = (

@@ -149,7 +149,14 @@ class TransformersViT(Backbone):
                 f"{numbers.grid} make {self.prefix + n}: this version of transformers is not "
                 "supported"
             )
-        return BlockCall(x, numbers.grid, self.prefix, token_inputs=inputs, shared=given)
+        return BlockCall(
+            x,
+            numbers.grid,
+            self.prefix,
+            token_inputs=inputs,
+            shared=given,
+            has_class=self.tower.has_class,
+        )
 
     def run(self, block: nn.Module, index: int, call: BlockCall) -> BlockCall:
         """Call one block (see `Backbone.run`)."""

@@ -1,4 +1,4 @@
-"""The command line: `adaptok demo`, `train`, `sample`, `tune`, `distill`, `doctor`, `bench`.
+"""The command line: `adaptok demo`, `train`, `sample`, `tune`, `distill`, `doctor`, `bench` ...
 
 What a command computes with is imported when it runs, so that `--help` stays quick.
 """
@@ -11,6 +11,7 @@ from adaptok.cli.bench import bench
 from adaptok.cli.demo import demo
 from adaptok.cli.distill import distill
 from adaptok.cli.doctor import doctor
+from adaptok.cli.plan import plan
 from adaptok.cli.sample import sample
 from adaptok.cli.terminal import SpeakingGroup, out
 from adaptok.cli.train import train
@@ -58,5 +59,6 @@ app.command()(tune)
 app.command()(distill)
 app.command()(doctor)
 app.command()(bench)
+app.command()(plan)
 
 __all__ = ["app"]

@@ -24,6 +24,7 @@ from adaptok.measure import BenchmarkReport, benchmark
 from adaptok.measure.benchmarking import BUDGETS
 from adaptok.measure.subjects import BUDGET_NAMES, read_budgets
 from adaptok.optional import import_optional
+from adaptok.tracing import plain
 from adaptok.wrapping import wrap
 from adaptok.zoo.models import TRAINING_OUTPUT, list_zoo_models, load_zoo_model
 
@@ -33,11 +34,10 @@ IMAGE_AXES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Benching:
-    """What a person asked for; see `adaptok bench --help`."""
+class Measuring:
+    """Which model a person wants measured, and how; see `adaptok bench --help`."""
 
     model: str
-    budgets: tuple[str, ...] = ()
     chunker: str | None = None
     router: str | None = None
     batch: int = 8
@@ -48,6 +48,18 @@ class Benching:
     repeats: int = 10
     threads: int | None = None
     json: Path | None = None
+
+    def check_dtype(self) -> None:
+        """Raise a `DtypeError` unless the precision is known."""
+        if self.dtype not in DTYPES:
+            raise DtypeError(f"--dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Benching(Measuring):
+    """What a person asked for; see `adaptok bench --help`."""
+
+    budgets: tuple[str, ...] = ()
     plot: Path | None = None
 
 
@@ -62,15 +74,21 @@ def run_bench(asked: Benching) -> None:
     """
     budgets = [read_budget_option(text) for text in asked.budgets] or list(BUDGETS)
     read_budgets(budgets)  # refuses what is out of range before anything is made
-    if asked.dtype not in DTYPES:
-        raise DtypeError(f"--dtype is one of {', '.join(DTYPES)}, got {asked.dtype!r}")
+    asked.check_dtype()
     if asked.plot is not None:
         import_optional("matplotlib", extra="see")
     device = choose_device(asked.device)
-    with limit_threads(asked.threads):
+    with limit_threads(asked.threads), naming_package():
         model, inputs = open_model(asked, device)
         with show_progress("measuring", 1) as bar:
-            report = measure(model, inputs, budgets, asked, bar.move_to)
+            report = benchmark(
+                model,
+                inputs,
+                budgets,
+                repeats=asked.repeats,
+                compile=asked.compile,
+                progress=bar.move_to,
+            )
     show_report(report, asked)
 
 
@@ -91,29 +109,15 @@ def show_report(report: BenchmarkReport, asked: Benching) -> None:
             out.print(f"plot:   {path}", soft_wrap=True)
 
 
-def measure(
-    model: nn.Module,
-    inputs: HostInputs,
-    budgets: list[Any],
-    asked: Benching,
-    progress: Any,  # noqa: ANN401
-) -> BenchmarkReport:
-    """Run the benchmark; what a host says to inputs that do not fit becomes one sentence."""
+@contextmanager
+def naming_package() -> Iterator[None]:
+    """Say in one sentence which package a model misses."""
     try:
-        return benchmark(
-            model,
-            inputs,
-            budgets,
-            repeats=asked.repeats,
-            compile=asked.compile,
-            progress=progress,
-        )
-    except (AdaptokError, torch.OutOfMemoryError):
+        yield
+    except AdaptokError:
         raise
-    except Exception as error:
-        said = (str(error) or type(error).__name__).strip().splitlines()[0]
-        notes = "; ".join(getattr(error, "__notes__", ()))
-        raise ConfigError(f"the model does not run with these options: {said} ({notes})") from error
+    except ImportError as error:
+        raise ConfigError(f"the model needs a package that is missing here: {error}") from error
 
 
 def read_budget_option(text: str) -> float | dict[str, float]:
@@ -163,8 +167,19 @@ def limit_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def open_model(asked: Benching, device: torch.device) -> tuple[nn.Module, HostInputs]:
-    """Make the model that a person named, wrapped where it is a host, and its inputs."""
+def open_model(asked: Measuring, device: torch.device) -> tuple[nn.Module, HostInputs]:
+    """Make the model that a person named, wrapped where it is a host, and its inputs.
+
+    Args:
+        asked: the options.
+        device: where it shall run.
+
+    Returns:
+        The model and what it is called with.
+
+    Raises:
+        AdaptokError: there is no such model, or it does not run with these options.
+    """
     dtype = DTYPES[asked.dtype]
     if is_reference(asked.model):
         return open_reference(asked, device, dtype)
@@ -172,14 +187,34 @@ def open_model(asked: Benching, device: torch.device) -> tuple[nn.Module, HostIn
     default = native_size(model)
     resize: Any = getattr(model, "set_input_size", None)  # timm: makes new position codes
     if resize is not None and asked.size not in (None, default):
-        resize(img_size=(asked.size, asked.size))
+        with naming_size(asked.size):
+            resize(img_size=(asked.size, asked.size))
     model = model.to(device, dtype)
     wrap(model, chunker=asked.chunker or "dc", router=asked.router, budget=1.0)
     blocks = find_adaptive(model)
     assert blocks is not None
     example = blocks.backbone.example(model)
     size = asked.size or default
-    return model, enlarge_inputs(example, asked.batch, size, given=asked.size is not None)
+    inputs = enlarge_inputs(example, asked.batch, size, given=asked.size is not None)
+    if asked.size is not None:
+        with naming_size(asked.size), torch.no_grad(), plain(model):
+            model(*inputs.args, **inputs.kwargs)
+    return model, inputs
+
+
+@contextmanager
+def naming_size(size: int | None) -> Iterator[None]:
+    """Turn what a host says to a size that does not fit into one sentence.
+
+    Hosts check sizes by whatever comes to hand, so this is for calls of the host alone.
+    """
+    try:
+        yield
+    except (AdaptokError, torch.OutOfMemoryError):
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        said = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ConfigError(f"the model does not run with --size {size}: {said}") from error
 
 
 def is_reference(name: str) -> bool:
@@ -190,7 +225,7 @@ def is_reference(name: str) -> bool:
 
 
 def open_reference(
-    asked: Benching, device: torch.device, dtype: torch.dtype
+    asked: Measuring, device: torch.device, dtype: torch.dtype
 ) -> tuple[nn.Module, HostInputs]:
     """Load a trained DCDiT, with noise, times and labels in turn."""
     trained = load_zoo_model(asked.model)

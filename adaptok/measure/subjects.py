@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from adaptok.blocks import AdaptiveBlocks, find_adaptive
 from adaptok.budgeted import budget as budgeted
 from adaptok.budgets import AMOUNTS, Amount, Budget, listed
-from adaptok.calls import BlockCall, Observer
+from adaptok.calls import BlockCall
+from adaptok.observers import Observer
 from adaptok.chunking import ChunkPlan
 from adaptok.dc.baseline import DiT
 from adaptok.dc.model import DCDiT

@@ -10,7 +10,8 @@ from torch import nn
 from adaptok.blocks import PARTS, AdaptiveBlocks, find_adaptive
 from adaptok.budgeted import Budgeted, Settings, find_budgeted
 from adaptok.budgets import Budget
-from adaptok.calls import BlockCall, Observer
+from adaptok.calls import BlockCall
+from adaptok.observers import Observer
 from adaptok.compiling import is_compiled
 from adaptok.dc.model import DCDiT
 from adaptok.errors import ConfigError

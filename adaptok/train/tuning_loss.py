@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from adaptok.budgeted import budget
-from adaptok.calls import BlockCall, Observer
+from adaptok.calls import BlockCall
+from adaptok.observers import Observer
 from adaptok.chunking import ChunkPlan
 from adaptok.errors import ConfigError, ShapeError
 from adaptok.hosts import HostInputs, device_of

@@ -93,6 +93,8 @@ class TestErrors:
             ([VIT, "--device", "toaster"], "there is no device 'toaster'"),
             ([VIT, "--router", "nome"], "nome"),
             ([VIT, "--size", "64", "--router", "norm", "--budget", "natural"], "only ranks cells"),
+            ([VIT, "--size", "50"], "does not run with --size 50: Input height (50) should be"),
+            ([VIT, "--size", "8"], "does not run with --size 8: "),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -101,6 +103,22 @@ class TestErrors:
         assert done.exit_code == 2, done.output
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+    def test_a_missing_package_is_one_sentence(self, bench, monkeypatch):
+        def fail(*args, **kwargs):
+            raise ModuleNotFoundError("No module named 'flash'")
+
+        monkeypatch.setattr("adaptok.cli.benching.benchmark", fail)
+        done = bench(VIT, "--size", 64)
+        assert done.exit_code == 2
+        assert "needs a package that is missing here: No module named 'flash'" in done.stderr
+
+    def test_a_fault_of_our_own_is_not_hidden(self, bench, monkeypatch):
+        def fail(*args, **kwargs):
+            raise KeyError("a fault")
+
+        monkeypatch.setattr("adaptok.cli.benching.benchmark", fail)
+        assert isinstance(bench(VIT, "--size", 64).exception, KeyError)
 
     def test_router_of_a_dcdit(self, bench, model_folder):
         done = bench(model_folder, "--router", "norm")

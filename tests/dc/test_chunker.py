@@ -9,6 +9,7 @@ from oracles import nearest_all_pairs
 from adaptok import Budget, Provenance, Routing, Tokens
 from adaptok.chunking import spread_tokens
 from adaptok.dc import DCChunker
+from adaptok.dc.host import HostChunker
 from adaptok.errors import BudgetError, ConfigError, ShapeError
 
 grids = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
@@ -94,6 +95,16 @@ def test_fixed_refuses_counts_that_depend_on_the_image():
     ]:
         with pytest.raises(BudgetError, match=message):
             DCChunker("fixed")(before, routing, budget)
+
+
+@pytest.mark.parametrize(
+    "chunker", [DCChunker("fixed"), HostChunker("fixed"), HostChunker("bucketed")]
+)
+@pytest.mark.parametrize("tokens", [7, torch.tensor(7)])
+def test_more_tokens_than_cells_are_called_so(chunker, tokens):
+    before, routing = make_cells((2, 3)), Routing(torch.rand(3, 6))
+    with pytest.raises(BudgetError, match=r"^tokens=7 is more than the 6 cells of the grid"):
+        chunker(before, routing, Budget(tokens=tokens))
 
 
 def test_wrong_options_and_inputs_are_refused():

@@ -1,0 +1,69 @@
+"""Observers: who is told what stages decide, for whole batches and for parts of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from adaptok.chunking import ChunkPlan
+from adaptok.routing import Routing
+
+if TYPE_CHECKING:  # calls know their observers
+    from adaptok.calls import BlockCall
+
+
+class Observer:
+    """Who is told what stages decide; a subclass listens to what it wants.
+
+    See `adaptok.trace` and `adaptok.collect_losses`.
+    """
+
+    wants_losses = False
+    counts = False  # whether it looks at each operation, which a compiled kernel hides
+
+    def note_entry(self, call: "BlockCall") -> None:
+        """Take in that the block list is entered."""
+
+    def note_exit(self, call: "BlockCall") -> None:
+        """Take in that the block list is left."""
+
+    def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
+        """Take in a decision."""
+
+    def note_part(
+        self, stage: str, routing: Routing, plan: ChunkPlan, samples: Sequence[int]
+    ) -> None:
+        """Take in a decision about some samples of the batch, which run apart from the others."""
+
+    def note_losses(self, losses: Mapping[str, Tensor]) -> None:
+        """Take in auxiliary losses."""
+
+
+class PartObserver(Observer):
+    """Stands for an observer where a part of the batch runs apart.
+
+    Args:
+        whole: who is told in the end.
+        samples: which samples of its batch the part has.
+        batch: how many samples that batch has.
+    """
+
+    def __init__(self, whole: Observer, samples: Sequence[int], batch: int) -> None:
+        self.whole = whole
+        self.samples = tuple(samples)
+        self.share = len(self.samples) / batch
+        self.wants_losses = whole.wants_losses
+
+    def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
+        """Pass a decision on as one about some samples."""
+        self.whole.note_part(stage, routing, plan, self.samples)
+
+    def note_part(
+        self, stage: str, routing: Routing, plan: ChunkPlan, samples: Sequence[int]
+    ) -> None:
+        """Pass a decision on about some of these samples."""
+        self.whole.note_part(stage, routing, plan, [self.samples[sample] for sample in samples])
+
+    def note_losses(self, losses: Mapping[str, Tensor]) -> None:
+        """Pass losses on by the share of the batch that they are a mean over."""
+        self.whole.note_losses({name: self.share * loss for name, loss in losses.items()})
