@@ -19,7 +19,7 @@ from adaptok.packed_run import PackedBlock, run_forms
 from adaptok.reduce_stage import stand_around
 from adaptok.regions import Regional, mark_dynamic
 from adaptok.split_run import Attended, KeyBias, SplitBlock
-from adaptok.stages import BlockRange, Stage
+from adaptok.stages import UNASKED, BlockRange, Stage
 
 PARTS = "adaptok"  # name of the one child that is not the host's
 
@@ -146,7 +146,7 @@ class AdaptiveBlocks(Regional, BlockContainer):
         self.forms: dict[nn.Module, PackedBlock] = {}
         # Halves of blocks, for stages that act between them; or why there are none.
         self.splits: dict[nn.Module, SplitBlock] = {}
-        self.whole = BlockRange.whole
+        self.whole = UNASKED
         self.offset = 0  # of the first block, while a probe cuts the list short
         self.observers: tuple[Observer, ...] = ()
         self.plain = False  # run the blocks as the host would, without stages
@@ -208,7 +208,10 @@ class AdaptiveBlocks(Regional, BlockContainer):
         """Read the arguments, run stages and blocks, and return what the host expects."""
         numbers = self.take_numbers()
         call = self.backbone.read(numbers, args, kwargs)
-        call = replace(call, numbers=numbers, observers=self.observers, checkpoint=checkpoint)
+        step = numbers.spread_timestep(call.x) if call.timestep is None else call.timestep
+        call = replace(
+            call, numbers=numbers, observers=self.observers, checkpoint=checkpoint, timestep=step
+        )
         if self.proof is not None and not torch.compiler.is_compiling():
             self.proof(self, call)
             self.proof = None
@@ -377,8 +380,9 @@ def mark_call(call: BlockCall) -> None:
     mark_dynamic(call.x, 0, 1)
     if call.cells is not None:
         mark_dynamic(call.cells, 0, 1)
-    if call.condition is not None:
-        mark_dynamic(call.condition, 0)
+    for per_sample in (call.condition, call.timestep):
+        if per_sample is not None:
+            mark_dynamic(per_sample, 0)
     for given in call.token_inputs.values():
         if given.value.shape[0] > 1 or not given.batched:
             mark_dynamic(given.value, *given.axes, *([0] if given.batched else []))

@@ -121,7 +121,8 @@ class Budget:
                 return Budget().hold(name, amount.index_select(0, samples.to(amount.device)))
             if isinstance(amount, Sequence) and len(amount) > 1:
                 chosen = [amount[sample] for sample in samples.tolist()]
-                return Budget(**{name: chosen})
+                keep, tokens, drop = (chosen if name == kind else None for kind in AMOUNTS)
+                return Budget(keep, tokens, drop)
         return self
 
     @property

@@ -57,6 +57,8 @@ class Backbone(ABC):
     # The diffusion step of pure noise and that of a clean image, as the host's forward takes it
     # from the family's pipelines; None where there is no step, or models of a family differ.
     timestep_scale: ClassVar[tuple[float, float] | None] = None
+    # Whether calls come with a diffusion step, which step caches need.
+    has_step: bool = False
     # Numbers that are the same in every call: such a model needs no entrance.
     constant: HostNumbers | None = None
 

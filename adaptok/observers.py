@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from jaxtyping import Int
 from torch import Tensor
 
 from adaptok.chunking import ChunkPlan
@@ -35,6 +36,18 @@ class Observer:
     ) -> None:
         """Take in a decision about some samples of the batch, which run apart from the others."""
 
+    def note_depth(
+        self, stage: str, depth: Int[Tensor, " b"], samples: Sequence[int] | None = None
+    ) -> None:
+        """Take in how deep each sample went: the number of the block that it did not run any more.
+
+        Args:
+            stage: who decided.
+            depth: the block in front of which each sample left; for those that stayed, the one
+                behind the last.
+            samples: which samples of the batch these are; None means all.
+        """
+
     def note_losses(self, losses: Mapping[str, Tensor]) -> None:
         """Take in auxiliary losses."""
 
@@ -63,6 +76,13 @@ class PartObserver(Observer):
     ) -> None:
         """Pass a decision on about some of these samples."""
         self.whole.note_part(stage, routing, plan, [self.samples[sample] for sample in samples])
+
+    def note_depth(
+        self, stage: str, depth: Int[Tensor, " b"], samples: Sequence[int] | None = None
+    ) -> None:
+        """Pass depths on as those of these samples, or of some of them."""
+        known = self.samples if samples is None else [self.samples[sample] for sample in samples]
+        self.whole.note_depth(stage, depth, known)
 
     def note_losses(self, losses: Mapping[str, Tensor]) -> None:
         """Pass losses on by the share of the batch that they are a mean over."""

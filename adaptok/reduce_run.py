@@ -6,7 +6,7 @@ every block while another one prunes at three.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,9 @@ class Reducer(Protocol):
     """What the loop needs of a stage (see `reduce_stage.ReduceStage`)."""
 
     name: str
-    reads_keys: bool
-    reads_class_attention: bool
-    drops: bool
+    reads_keys: ClassVar[bool]
+    reads_class_attention: ClassVar[bool]
+    drops: ClassVar[bool]
 
     def biases_keys(self, sites: Sequence[Site], block: int) -> bool:
         """Say whether attention of a block gets a bias, which needs its halves."""

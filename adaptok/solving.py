@@ -80,7 +80,7 @@ def find_conflicts(entries: Sequence[StackEntry], host: Backbone) -> list[str]:
 
 def find_lack(entry: StackEntry, host: Backbone) -> str | None:
     """Return what a stage needs and a host does not have."""
-    if entry.stage.effects.needs_step and not getattr(host, "has_step", True):
+    if entry.stage.effects.needs_step and not host.has_step:
         return (
             f"{entry.name!r} needs the diffusion step, and a {host.family} has none (it is for "
             "diffusion transformers)"

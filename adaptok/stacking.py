@@ -93,8 +93,6 @@ def names_stage(spec: Spec) -> bool:
     """Say whether what was given as a chunker is a stage: a method has one name."""
     if isinstance(spec, nn.Module):
         return isinstance(spec, Stage)
-    if not isinstance(spec, str | Mapping | Config):
-        return False
     HOST.load_all()
     wanted = read_spec("chunker", spec).name
     names = HOST.registry.names

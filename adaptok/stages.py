@@ -60,6 +60,9 @@ class BlockRunner(Protocol):
         """Run the blocks on a call and return the call after them."""
 
 
+UNASKED = "nobody asked for the halves of these blocks"
+
+
 class BlockHalves(Protocol):
     """Runs one block of the host in two halves (see `split_run.SplitBlock`)."""
 
@@ -109,7 +112,7 @@ class BlockRange:
     positions_per_sample: bool = True
     run_forms: RunForms = run_forms
     halves: BlockHalves | None = None
-    whole: str = "nobody asked for the halves of these blocks"
+    whole: str = UNASKED
 
     def __call__(self, call: BlockCall) -> BlockCall:
         """Run all of the blocks.

@@ -1,5 +1,6 @@
 """What one forward pass of a wrapped model decided."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,44 @@ from torch import Tensor
 from adaptok.chunking import ChunkPlan, Provenance
 from adaptok.routing import Routing
 from adaptok.tokens import Grid
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DepthNote:
+    """How deep samples went.
+
+    Args:
+        depth: the block in front of which each of them left.
+        samples: which samples of the batch these are; None means all.
+    """
+
+    depth: Int[Tensor, " b"]
+    samples: tuple[int, ...] | None = None
+
+
+def join_depths(notes: Sequence[DepthNote], b: int) -> Int[Tensor, " b"] | None:
+    """Put notes about parts of a batch together.
+
+    Args:
+        notes: what was told, in order; of a sample told of twice, because an outer stage ran its
+            blocks in pieces, the last one counts.
+        b: samples of the batch.
+
+    Returns:
+        One depth per sample, -1 for those of which nothing was told; None without any note.
+
+    Example:
+        >>> notes = [DepthNote(torch.tensor([6]), (2,)), DepthNote(torch.tensor([12, 9]), (0, 1))]
+        >>> join_depths(notes, 3)
+        tensor([12,  9,  6])
+    """
+    if not notes:
+        return None
+    whole = torch.full((b,), -1)
+    for note in notes:
+        places = range(b) if note.samples is None else note.samples
+        whole[list(places)] = note.depth.cpu().long()
+    return whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +62,8 @@ class TraceStep:
         provenance: for each cell, the token that stood for it after all stages.
         flops: floating-point operations of the block list, of the whole batch.
         ms: milliseconds that it took, measured while it was traced.
+        depths: the block in front of which each sample left, `(b)`; the one behind the last for
+            those that stayed, -1 for those that no block ran for. None if no stage told of it.
     """
 
     grid: Grid
@@ -32,6 +73,7 @@ class TraceStep:
     provenance: Provenance
     flops: int
     ms: float
+    depths: Int[Tensor, " b"] | None = None
 
     @property
     def kept(self) -> Int[Tensor, " b"]:

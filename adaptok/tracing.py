@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,7 +18,7 @@ from adaptok.errors import NotWrappedError
 from adaptok.observers import Observer
 from adaptok.plan_notes import PlanNote, join_notes, trace_cells
 from adaptok.routing import Routing
-from adaptok.trace_step import TraceStep
+from adaptok.trace_step import DepthNote, TraceStep, join_depths
 
 
 class Trace(Observer):
@@ -32,13 +33,14 @@ class Trace(Observer):
     def __init__(self) -> None:
         self.steps: list[TraceStep] = []
         self.open: list[PlanNote] = []
+        self.depths: list[DepthNote] = []
         self.order: tuple[str, ...] = ()  # names of the stages, the outermost first
         self.counter: FlopCounterMode | None = None
         self.start = 0.0
 
     def note_entry(self, call: BlockCall) -> None:
         """Begin a step."""
-        self.open = []
+        self.open, self.depths = [], []
         self.counter = make_counter()
         self.counter.__enter__()
         wait_for(call.x)
@@ -53,6 +55,12 @@ class Trace(Observer):
     ) -> None:
         """Take in a decision about some samples."""
         self.open.append(PlanNote(stage, routing, plan, tuple(samples)))
+
+    def note_depth(
+        self, stage: str, depth: Int[Tensor, " b"], samples: Sequence[int] | None = None
+    ) -> None:
+        """Take in how deep samples went."""
+        self.depths.append(DepthNote(depth, None if samples is None else tuple(samples)))
 
     def note_exit(self, call: BlockCall) -> None:
         """End a step."""
@@ -69,6 +77,7 @@ class Trace(Observer):
             trace_cells(notes, self.order, b, n, call.x.device),
             flops,
             ms,
+            join_depths(self.depths, b),
         )
         self.steps.append(step)
         first = next((seen for seen in call.observers if isinstance(seen, Trace)), self)

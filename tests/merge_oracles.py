@@ -81,7 +81,7 @@ class MergeByHand(adaptok.Stage):
         proportional: whether sizes count in attention.
     """
 
-    effects = adaptok.Effects("tokens", changes_count=True)
+    effects = adaptok.Effects("tokens", changes_count=True, needs_keys=True)
 
     def __init__(self, r, proportional=True):
         super().__init__()

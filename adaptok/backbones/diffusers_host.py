@@ -43,6 +43,7 @@ class DiffusersHost(Backbone):
     refused: ClassVar[Mapping[str, str]] = {}
     axes: ClassVar[int] = 2
     timestep_argument: ClassVar[str] = "timestep"
+    has_step = True
 
     @classmethod
     def match(cls, model: nn.Module) -> Self:

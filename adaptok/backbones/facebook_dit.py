@@ -42,6 +42,7 @@ class FacebookDiT(Backbone):
     """
 
     name = "facebook-dit"
+    has_step = True
     family = "DiT and SiT in the layout of their research code"
     versions = "any, by its attributes"
     branches = BRANCHES

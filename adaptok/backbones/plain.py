@@ -88,6 +88,7 @@ class ListBackbone(Backbone):
         self.per_sample = per_sample
         self.inputs = inputs
         self.timestep = timestep
+        self.has_step = timestep is not None
         self.timestep_place: int | None = None  # among the arguments of the forward
         self.has_class = has_class
         self.grid_axes = 2

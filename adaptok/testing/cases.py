@@ -214,6 +214,8 @@ def make_call(tokens: Tokens) -> BlockCall:
         shared={"causal": False},
         condition=others[:, 1],
         numbers=HostNumbers(tokens.grid, start=2),
+        timestep=torch.linspace(900.0, 100.0, x.shape[0], device=x.device),
+        has_class=True,
     )
 
 

@@ -35,7 +35,10 @@ from adaptok.tokens import Tokens
 from adaptok.tracing import trace
 from adaptok.wrapping import wrap
 
-UNCHANGED = ("grid", "start", "cells", "numbers", "shared", "condition", "observers", "checkpoint")
+UNCHANGED = (
+    *("grid", "start", "cells", "numbers", "shared", "condition", "observers", "checkpoint"),
+    *("timestep", "has_class", "part"),
+)
 
 
 class StageCase(PartCase):

@@ -62,7 +62,7 @@ def test_a_plain_vit_is_what_the_paper_says(r, proportional):
     adaptok.wrap(vit, stack=[{"name": "tome", "r": r, "proportional": proportional}])
     found = run(vit, images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert relative(found, whole) > 0.02  # merging matters, or else nothing was tried
+    assert relative(found, whole) > 0.01  # merging matters, or else nothing was tried
     step = trace(vit, images)
     assert step.kept.tolist() == [196 - 12 * r] * 2
     for sample, owner in enumerate(step.provenance.token.tolist()):

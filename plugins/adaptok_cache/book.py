@@ -1,0 +1,117 @@
+"""The book of what caches keep: by request and guidance branch, bounded, and dropped when stale."""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from adaptok import BlockCall, BlockRange
+from adaptok_cache.history import Terms
+from adaptok_cache.runs import SampleRun
+
+Signature = tuple[Hashable, ...]
+Branches = tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class CacheState:
+    """What one request keeps of one guidance branch, or of a batch of branches.
+
+    Args:
+        signature: shapes, precision and device of the call that it belongs to.
+        runs: where each sample is; None before its first step.
+        terms: by sequence, what the blocks added and its differences.
+        signal: what the next step is compared with, `(b ...)`.
+    """
+
+    signature: Signature
+    runs: list[SampleRun | None]
+    terms: dict[str, Terms] = field(default_factory=dict)
+    signal: Tensor | None = None
+
+    @property
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors that are held."""
+        for terms in self.terms.values():
+            yield from terms
+        if self.signal is not None:
+            yield self.signal
+
+
+class StateBook:
+    """States of requests, the ones used latest at the end.
+
+    Args:
+        max_requests: how many requests are kept.
+
+    Example:
+        >>> book = StateBook(1)
+        >>> state = book.open("a", ("cond",), (2, 3), 2)
+        >>> book.open("a", ("cond",), (2, 3), 2) is state
+        True
+        >>> book.open("a", ("cond",), (4, 3), 4) is state  # another shape
+        False
+        >>> _ = book.open("b", ("cond",), (2, 3), 2)
+        >>> list(book.requests)
+        ['b']
+    """
+
+    def __init__(self, max_requests: int) -> None:
+        self.max_requests = max_requests
+        self.requests: OrderedDict[str | None, dict[Branches, CacheState]] = OrderedDict()
+        self.steps: dict[str | None, int] = {}
+
+    def open(
+        self, request: str | None, branches: Branches, signature: Signature, b: int
+    ) -> CacheState:
+        """Return the state of a call; a fresh one if there is none that fits.
+
+        Args:
+            request: whose step it is; None where only the branch is known.
+            branches: guidance branches of the batch.
+            signature: see `sign`.
+            b: samples of the batch.
+        """
+        states = self.requests.setdefault(request, {})
+        self.requests.move_to_end(request)
+        while len(self.requests) > self.max_requests:
+            oldest, _ = self.requests.popitem(last=False)
+            self.steps.pop(oldest, None)
+        state = states.get(branches)
+        if state is None or state.signature != signature:
+            state = states[branches] = CacheState(signature, [None] * b)
+        return state
+
+    def drop(self, request: str | None, branches: Branches) -> None:
+        """Forget the state of one branch."""
+        self.requests.get(request, {}).pop(branches, None)
+
+    def forget(self, request: str | None = None) -> None:
+        """Forget a request; None means all."""
+        if request is None:
+            self.requests.clear()
+            self.steps.clear()
+        else:
+            self.requests.pop(request, None)
+            self.steps.pop(request, None)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all tensors that are held."""
+        states = [state for found in self.requests.values() for state in found.values()]
+        return sum(x.numel() * x.element_size() for state in states for x in state.tensors)
+
+
+def sign(inner: BlockRange, call: BlockCall) -> Signature:
+    """Return what must stay the same from step to step, so that a state fits.
+
+    Args:
+        inner: the blocks.
+        call: what goes into them.
+    """
+    streams = [
+        (name, None if x is None else (tuple(x.shape), x.dtype)) for name, x in call.streams.items()
+    ]
+    shape, places = tuple(call.x.shape), (call.grid, call.start)
+    return (shape, call.x.dtype, call.x.device, places, tuple(streams), inner.first, inner.last)

@@ -1,0 +1,80 @@
+"""Runs: which calls of a model are successive steps of one sample, told by their times."""
+
+import math
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRun:
+    """Where one sample is on its way from noise to an image; plain numbers only.
+
+    Args:
+        last: time of the latest step, on the host's own scale.
+        direction: sign of the steps of time; 0 after the first one.
+        step: number of the latest step.
+        computed: the step whose blocks ran last; None where there is nothing to reuse.
+        orders: how many terms of its history are known (see `history.extend_terms`).
+        distance: what a stage has summed up since that step.
+        blind: its latest time came twice in a row, so that nothing of it is kept.
+        repeats: how often that happened.
+
+    Example:
+        >>> run = follow(follow(None, 999.0), 750.0)
+        >>> run.step, run.direction
+        (1, -1)
+        >>> follow(run, 999.0).step  # back in time: another run
+        0
+    """
+
+    last: float
+    direction: int = 0
+    step: int = 0
+    computed: int | None = None
+    orders: int = 0
+    distance: float = 0.0
+    blind: bool = False
+    repeats: int = 0
+
+    @property
+    def age(self) -> int:
+        """Steps since the blocks ran; 0 where they never did."""
+        return 0 if self.computed is None else self.step - self.computed
+
+    def after_compute(self, orders: int) -> "SampleRun":
+        """Return the run after the blocks ran in its latest step.
+
+        Args:
+            orders: how many terms are kept at most.
+        """
+        if self.blind:
+            return self
+        known = min(self.orders + 1, orders) if self.computed is not None else 1
+        return replace(self, computed=self.step, orders=known, distance=0.0)
+
+
+def follow(run: SampleRun | None, time: float, steps: int | None = None) -> SampleRun:
+    """Return where a sample is after one more call.
+
+    A call belongs to the same run as long as time goes on in one direction. A call at the time of
+    the one before it may be a second evaluation of the same step, another guidance branch that
+    nobody named, or the start of another run: nothing is reused in it, nor from it.
+
+    Args:
+        run: where the sample was; None before the first call.
+        time: diffusion time of the call.
+        steps: how many steps a run has, where that is known; the next call begins another one.
+
+    Returns:
+        Where it is now; `computed` is None where nothing of before may be reused.
+    """
+    if run is None or not math.isfinite(time) or not math.isfinite(run.last):
+        return SampleRun(time)
+    if time == run.last:
+        return SampleRun(time, blind=True, repeats=run.repeats + 1)
+    sign = 1 if time > run.last else -1
+    if run.blind:
+        return SampleRun(time, repeats=run.repeats)
+    ended = steps is not None and run.step + 1 >= steps
+    if ended or sign == -run.direction:
+        return SampleRun(time)
+    return replace(run, last=time, direction=sign, step=run.step + 1)
