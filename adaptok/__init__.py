@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from adaptok.hosts import Backbone, HostInputs
     from adaptok.measure.benchmarking import benchmark
     from adaptok.measure.planner import Plan, plan, set_aside
+    from adaptok.measure.warming import WarmUp, warm_up
     from adaptok.parts import PartConfig
     from adaptok.reduce_stage import ReduceStage
     from adaptok.reductions import Moment, Reduction, Site
@@ -83,6 +84,7 @@ __all__ = [
     "Stage",
     "TokenInput",
     "Tokens",
+    "WarmUp",
     "WrapConfig",
     "available",
     "benchmark",
@@ -109,6 +111,7 @@ __all__ = [
     "trace",
     "unwrap",
     "upcycle",
+    "warm_up",
     "wrap",
 ]
 
@@ -141,6 +144,7 @@ HOMES = {
     "Stage": "stages",
     "TokenInput": "calls",
     "Tokens": "tokens",
+    "WarmUp": "measure.warming",
     "WrapConfig": "wrap_config",
     "available": "discovery",
     "benchmark": "measure.benchmarking",
@@ -166,6 +170,7 @@ HOMES = {
     "trace": "tracing",
     "unwrap": "wrapping",
     "upcycle": "dc.upcycle",
+    "warm_up": "measure.warming",
     "wrap": "wrapping",
 }
 SUBMODULES = {

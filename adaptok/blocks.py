@@ -1,20 +1,22 @@
 """AdaptiveBlocks: stands where a host kept its block list, and owns the loop over it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from adaptok.calls import BlockCall, HostNumbers
 from adaptok.checkpointing import is_checkpointed, shield
 from adaptok.config import Config
-from adaptok.errors import HandOverError, HostOptionError
+from adaptok.containers import BlockContainer, FollowingBlocks, Parts
+from adaptok.errors import HandOverError
 from adaptok.host_numbers import join_numbers
 from adaptok.hosts import Backbone
-from adaptok.observers import Observer
+from adaptok.observers import Observer, PartObserver
 from adaptok.packed_run import PackedBlock, run_forms
 from adaptok.reduce_stage import stand_around
 from adaptok.regions import Regional, mark_dynamic
@@ -22,85 +24,6 @@ from adaptok.split_run import Attended, KeyBias, SplitBlock
 from adaptok.stages import UNASKED, BlockRange, Stage
 
 PARTS = "adaptok"  # name of the one child that is not the host's
-
-
-class BlockContainer(nn.Module):
-    """A block list of a host that is run by somebody else; its children keep their names.
-
-    Args:
-        original: the host's own container, which `unwrap` puts back.
-    """
-
-    def __init__(self, original: nn.Module) -> None:
-        super().__init__()
-        # in a tuple, so that the container is not registered and its keys do not appear twice
-        self.original = (original,)
-        self.names = tuple(name for name, _ in original.named_children())
-        self.count = len(self.names)  # of the host's list, also while a probe cuts it short
-        for name, block in original.named_children():
-            self.add_module(name, block)
-        self.training = original.training
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The host's blocks."""
-        modules = [self._modules[name] for name in self.names]
-        return [module for module in modules if module is not None]
-
-    def restore(self) -> nn.Module:
-        """Return the host's own container, with the blocks that are here now."""
-        (original,) = self.original
-        for name in self.names:
-            original._modules[name] = self._modules[name]
-        original.training = self.training
-        return original
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        yield from ()
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __len__(self) -> int:
-        # a TypeError, so that list() of the container still works
-        raise HostOptionError(
-            "the blocks of a wrapped model are run as one: whoever counts them wants single blocks "
-            "(timm's forward_intermediates and prune_intermediate_layers do). Call "
-            "adaptok.unwrap(model) before, or read routings and plans by adaptok.trace(model)"
-        )
-
-    @overload
-    def __getitem__(self, index: int | str) -> nn.Module: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[nn.Module]: ...
-
-    def __getitem__(self, index: int | str | slice) -> nn.Module | list[nn.Module]:
-        if isinstance(index, slice):
-            if range(self.count)[index] == range(self.count):
-                return list(self)  # all of them: the loop is ours
-            return self.blocks[index]
-        if isinstance(index, str):
-            return self.get_submodule(index)
-        return self.blocks[index]
-
-    def __setitem__(self, index: int, block: nn.Module) -> None:
-        setattr(self, self.names[index], block)
-
-
-class FollowingBlocks(BlockContainer):
-    """The second of two containers in a row: its blocks are run by the first one's."""
-
-
-class Parts(nn.ModuleDict):
-    """The stages of a wrap, as a child of the block list."""
-
-    def forward(self, *args: object, **kwargs: object) -> None:
-        """Refuse to be run as if it were a block."""
-        raise HostOptionError(
-            "this model runs the children of its list of blocks one by one, and a wrapped list "
-            "runs them itself: let its forward iterate the list (for block in self.blocks)"
-        )
 
 
 class AdaptiveBlocks(Regional, BlockContainer):
@@ -150,6 +73,8 @@ class AdaptiveBlocks(Regional, BlockContainer):
         self.offset = 0  # of the first block, while a probe cuts the list short
         self.observers: tuple[Observer, ...] = ()
         self.plain = False  # run the blocks as the host would, without stages
+        for stage in stages.values():
+            stage.meet(self.list_range(*span))
 
     @property
     def stages(self) -> list[Stage]:
@@ -208,6 +133,9 @@ class AdaptiveBlocks(Regional, BlockContainer):
         """Read the arguments, run stages and blocks, and return what the host expects."""
         numbers = self.take_numbers()
         call = self.backbone.read(numbers, args, kwargs)
+        if isinstance(call, tuple):
+            groups = [replace(part, numbers=numbers, checkpoint=checkpoint) for part in call]
+            return self.backbone.write_groups(run_groups(self, groups))
         step = numbers.spread_timestep(call.x) if call.timestep is None else call.timestep
         call = replace(
             call, numbers=numbers, observers=self.observers, checkpoint=checkpoint, timestep=step
@@ -265,7 +193,12 @@ class AdaptiveBlocks(Regional, BlockContainer):
             self.region("run_forms"),
             Halves(self) if all(block in self.splits for block in inside) else None,
             self.whole,
+            self.find_module,
         )
+
+    def find_module(self, block: int) -> nn.Module:
+        """Return a block by its number in the whole list."""
+        return self.all_blocks[block - self.offset]
 
     def run_numbered(self, call: BlockCall, first: int, last: int) -> BlockCall:
         """Run some of the host's blocks by their numbers in the whole list."""
@@ -307,6 +240,46 @@ class AdaptiveBlocks(Regional, BlockContainer):
             else:
                 call = self.backbone.run(blocks[index], index, call)
         return call
+
+
+def run_groups(blocks: AdaptiveBlocks, groups: Sequence[BlockCall]) -> tuple[BlockCall, ...]:
+    """Run stages and blocks on groups of samples that have as many tokens.
+
+    Args:
+        blocks: the list.
+        groups: calls with their `part`.
+
+    Returns:
+        The calls after the blocks.
+    """
+    whole = cover_groups(groups) if blocks.observers else None
+    if blocks.proof is not None:
+        blocks.proof(blocks, groups[0])
+        blocks.proof = None
+    for observer in blocks.observers:
+        assert whole is not None
+        observer.note_entry(whole)
+    after = []
+    for group in groups:
+        assert group.part is not None
+        told = tuple(
+            PartObserver(seen, group.part.samples.tolist(), group.part.batch)
+            for seen in blocks.observers
+        )
+        after.append(blocks.run(replace(group, observers=told)))
+    for observer in blocks.observers:
+        assert whole is not None
+        observer.note_exit(cover_groups(after))
+    return tuple(after)
+
+
+def cover_groups(groups: Sequence[BlockCall]) -> BlockCall:
+    """Return one call that holds all groups, padded, for whoever looks on."""
+    longest = max(group.x.shape[1] for group in groups)
+    parts = [group.part.samples for group in groups if group.part]
+    padded = [F.pad(group.x, (0, 0, 0, longest - group.x.shape[1])) for group in groups]
+    x = torch.cat(padded).index_select(0, torch.cat(parts).argsort())
+    return BlockCall(x, (longest,), numbers=groups[0].numbers)
 
 
 class Halves:

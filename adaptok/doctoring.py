@@ -13,9 +13,10 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from adaptok.blocks import AdaptiveBlocks, BlockContainer, find_adaptive
+from adaptok.blocks import AdaptiveBlocks, find_adaptive
 from adaptok.budgeted import budget
 from adaptok.chunking import Layout
+from adaptok.containers import BlockContainer
 from adaptok.discovery import HOST
 from adaptok.errors import ConfigError, UnsupportedModelError
 from adaptok.hosts import Backbone, HostInputs, device_of

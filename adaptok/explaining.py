@@ -6,7 +6,7 @@ from textwrap import fill
 
 from torch import nn
 
-from adaptok.reduce_stage import ReduceStage, pass_on
+from adaptok.reduce_stage import ReduceStage
 from adaptok.solving import AXIS_REASONS
 from adaptok.stages import Axis, BlockRange, Stage
 from adaptok.tracing import require_adaptive

@@ -134,7 +134,7 @@ class Backbone(ABC):
     @abstractmethod
     def read(
         self, numbers: HostNumbers, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> BlockCall:
+    ) -> BlockCall | tuple[BlockCall, ...]:
         """Return what the host calls its first block with, sorted by what it belongs to.
 
         Args:
@@ -143,7 +143,8 @@ class Backbone(ABC):
             kwargs: its arguments by name.
 
         Returns:
-            The call.
+            The call; or one for each group of samples that have as many tokens, each with its
+            `part`, where the host's samples have different lengths.
         """
 
     @abstractmethod
@@ -162,6 +163,14 @@ class Backbone(ABC):
     @abstractmethod
     def write(self, call: BlockCall) -> Any:  # noqa: ANN401
         """Return what the host expects of its last block."""
+
+    def write_groups(self, calls: tuple[BlockCall, ...]) -> Any:  # noqa: ANN401
+        """Return what the host expects of its last block, where `read` returned groups.
+
+        Args:
+            calls: the groups after the blocks, in the order of `read`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def example(self, model: nn.Module) -> HostInputs:

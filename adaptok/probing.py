@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from adaptok.blocks import AdaptiveBlocks, BlockContainer
+from adaptok.blocks import AdaptiveBlocks
 from adaptok.budgeted import Budgeted
 from adaptok.budgets import Budget
 from adaptok.calls import BlockCall
 from adaptok.chunking import ChunkPlan
+from adaptok.containers import BlockContainer
 from adaptok.errors import ProbeError
 from adaptok.hosts import HostInputs
 from adaptok.observers import Observer

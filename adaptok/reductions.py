@@ -68,7 +68,8 @@ class Moment:
     @property
     def count(self) -> int | None:
         """The one count that the budget leaves to all samples, or None."""
-        if self.counts is None or len(set(self.counts)) != 1:
+        # no set of them: a compiled graph would be made for one count
+        if self.counts is None or any(count != self.counts[0] for count in self.counts):
             return None
         return self.counts[0]
 

@@ -1,7 +1,7 @@
 """Stages: what stands between a host and its blocks, and what each one declares."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
@@ -61,6 +61,7 @@ class BlockRunner(Protocol):
 
 
 UNASKED = "nobody asked for the halves of these blocks"
+NO_MODULES = "what runs them is no block list of a wrapped model"
 
 
 class BlockHalves(Protocol):
@@ -95,6 +96,7 @@ class BlockRange:
         run_forms: runs packed forms one after the other.
         halves: runs a block in two halves, where that is possible.
         whole: why it is not.
+        find_module: gives a block of the host by its number, where no stage stands before it.
 
     Example:
         >>> import torch
@@ -113,6 +115,7 @@ class BlockRange:
     run_forms: RunForms = run_forms
     halves: BlockHalves | None = None
     whole: str = UNASKED
+    find_module: Callable[[int], nn.Module] | None = None
 
     def __call__(self, call: BlockCall) -> BlockCall:
         """Run all of the blocks.
@@ -145,6 +148,25 @@ class BlockRange:
             )
         return self.halves
 
+    def module(self, block: int) -> nn.Module:
+        """Return a block of the host, for a stage that runs its submodules by itself.
+
+        Args:
+            block: its number in the host's list.
+
+        Returns:
+            The block; it belongs to the host, so that a stage does not keep it.
+
+        Raises:
+            StackError: another stage stands before it, or there are no blocks here.
+        """
+        if self.find_module is None:
+            raise StackError(
+                "a stage runs the blocks by their own submodules, and here it does not see them: "
+                f"{NO_MODULES if self.whole == UNASKED else self.whole}"
+            )
+        return self.find_module(block)
+
     def around(self, stage: "Stage") -> "BlockRange":
         """Return the same blocks with one more stage around them."""
 
@@ -155,7 +177,7 @@ class BlockRange:
 
         # what is outside sees the stage, no blocks
         whole = f"a stage of the class {type(stage).__name__} stands before them"
-        return replace(self, run=run, forms=None, halves=None, whole=whole)
+        return replace(self, run=run, forms=None, halves=None, whole=whole, find_module=None)
 
 
 class Stage(nn.Module, ABC):
@@ -186,6 +208,19 @@ class Stage(nn.Module, ABC):
             last: the block behind the last one.
         """
         return first
+
+    def meet(self, inner: BlockRange) -> None:
+        """Look at the blocks when a wrap is made, before anything is run.
+
+        A stage whose weights depend on what the blocks are like makes them here.
+
+        Args:
+            inner: all blocks of the span, without the stages between them and this one;
+                `inner.module(block)` is one of them.
+
+        Raises:
+            StackError: the stage cannot work with these blocks; the model stays as it was.
+        """
 
     @abstractmethod
     def forward(self, inner: BlockRange, call: BlockCall) -> BlockCall:

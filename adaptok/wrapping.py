@@ -9,12 +9,13 @@ from torch import nn
 
 from adaptok.backbones.packed_forms import pack_blocks
 from adaptok.backbones.split_forms import split_blocks
-from adaptok.blocks import AdaptiveBlocks, BlockContainer, Entrance, FollowingBlocks, find_adaptive
+from adaptok.blocks import AdaptiveBlocks, Entrance, find_adaptive
 from adaptok.budgeted import Budgeted
 from adaptok.budgets import Budget
 from adaptok.chunk_stage import ChunkStage
 from adaptok.compiling import compile as compile_adaptive
 from adaptok.compiling import uncompile
+from adaptok.containers import BlockContainer, FollowingBlocks
 from adaptok.discovery import HOST, find_part
 from adaptok.errors import (
     AlreadyWrappedError,

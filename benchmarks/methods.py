@@ -90,8 +90,10 @@ def wrap_host(host: FeatureModel, setting: Setting) -> None:
 
 def list_settings(options: argparse.Namespace) -> list[Setting]:
     """Return the settings that were asked for."""
-    methods = [method for method in METHODS if options.only in (None, method.name)]
-    return [setting for method in methods for setting in method.list_settings()]
+    found = [setting for method in METHODS for setting in method.list_settings()]
+    if not options.only:
+        return found
+    return [one for one in found if {one.name, one.label} & set(options.only)]
 
 
 def path_of(options: argparse.Namespace, model: str, label: str) -> Path:
@@ -250,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("step", choices=("features", "times", "tables"))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--only", help="one method")
+    parser.add_argument("--only", nargs="+", help="names of methods, or of lines")
     parser.add_argument("--dtype", default="bfloat16", help="of the features; times are float32")
     parser.add_argument("--references", type=int, default=20, help="references of each class")
     parser.add_argument("--limit", type=int, default=10**6, help="most queries of a class and half")

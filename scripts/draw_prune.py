@@ -46,6 +46,12 @@ PHOTOGRAPH = (0, 20, 512, 532)  # left, upper, right, lower: the square around t
 BOX, MARGIN, GAP, HEAD, LABEL = 300, 28, 20, 52, 30
 FADED = np.array([214, 218, 226])  # what has gone is drawn in this light grey
 VEIL = 0.84
+TITLES = {
+    "evit": "EViT in CLIP ViT-B/16: grey cells have no token of their own, they are fused",
+    "dynamicvit": (
+        "DynamicViT in a ViT-S/14 for saliency, predictors trained briefly: grey cells are dropped"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -225,17 +231,19 @@ def prepare(options: argparse.Namespace) -> tuple[Subject, str]:
     if options.method == "evit":
         subject = load_clip(options.weights)
         adaptok.wrap(subject.model, stack=["evit"])
-        return subject, "EViT in CLIP ViT-B/16: grey cells have no token of their own, they are fused"
+        return (
+            subject,
+            "EViT in CLIP ViT-B/16: grey cells have no token of their own, they are fused",
+        )
     subject = load_saliency(options.weights)
-    title = "DynamicViT in a ViT-S/14 for saliency, predictors trained briefly: grey cells are dropped"
     if options.adapter and (options.adapter / "adaptok.json").is_file():
         adaptok.load(subject.model, options.adapter)
-        return subject, title
+        return subject, TITLES["dynamicvit"]
     adaptok.wrap(subject.model, stack=["dynamicvit"])
     train_predictors(subject, options.steps)
     if options.adapter:
         adaptok.save(subject.model, options.adapter)
-    return subject, title
+    return subject, TITLES["dynamicvit"]
 
 
 def main() -> int:

@@ -111,3 +111,67 @@ class MergeByHand(adaptok.Stage):
             xs.append(short.cell_x[:, owner])
             rests.append(short.rest_x)
         return call.put(torch.cat(xs), torch.cat(rests), call.streams)
+
+
+def merge_cells_by_hand(x, destinations, count):
+    """Merge tokens of one sample into destinations until `count` are left; groups of tokens."""
+    others = [i for i in range(len(x)) if i not in destinations]
+    partner, score = {}, {}
+    for i in others:
+        for j in destinations:
+            cosine = float(F.cosine_similarity(x[i].double(), x[j].double(), dim=0))
+            if i not in score or cosine > score[i]:
+                partner[i], score[i] = j, cosine
+    merged = sorted(score, key=lambda i: -score[i])[: len(x) - count]
+    return [
+        [i, *(k for k in sorted(merged) if partner[k] == i)]
+        for i in range(len(x))
+        if i not in merged
+    ]
+
+
+class MergeBlocksByHand(adaptok.Stage):
+    """Runs each block on merged tokens, and moves all tokens, sample by sample.
+
+    Args:
+        find: destinations of a grid and a block.
+        count: tokens that blocks run on.
+        mlp: whether whole blocks do.
+    """
+
+    effects = adaptok.Effects("tokens", changes_count=True, needs_keys=True)
+
+    def __init__(self, find, count, mlp=True):
+        super().__init__()
+        self.find = find
+        self.count = count
+        self.mlp = mlp
+
+    def forward(self, inner, call):
+        """Run the blocks."""
+        n, ended = call.num_cells, []
+        for sample in range(len(call.x)):
+            one = call.take(torch.arange(n)[None], None, torch.tensor([sample]))
+            for block in range(inner.first, inner.last):
+                x = one.cell_x[0]
+                groups = merge_cells_by_hand(x, self.find(call.grid, block), self.count)
+                means = torch.stack([x[group].mean(0) for group in groups])
+                places = torch.tensor([[group[0] for group in groups]])
+                short = one.take(places, means[None])
+                if self.mlp:
+                    after = inner.run(short, block, block + 1)
+                else:
+                    after = inner.split().attend(block, short).call
+                moved = x.clone()
+                for number, group in enumerate(groups):
+                    for cell in group:
+                        moved[cell] += after.cell_x[0, number] - means[number]
+                one = one.put(moved[None], after.rest_x, after.streams)
+                one = one if self.mlp else inner.split().finish(block, one)
+            ended.append(one)
+        streams = {
+            name: None if value is None else torch.cat([end.streams[name] for end in ended])
+            for name, value in ended[0].streams.items()
+        }
+        rest = torch.cat([end.rest_x for end in ended])
+        return call.put(torch.cat([end.cell_x for end in ended]), rest, streams)

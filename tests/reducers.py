@@ -2,7 +2,7 @@
 
 import torch
 
-from adaptok import Effects, Reduction, ReduceStage, Site, Stage
+from adaptok import Effects, ReduceStage, Reduction, Site, Stage
 
 
 class MergeEnd(ReduceStage):

@@ -14,3 +14,4 @@ def adaptok_register(registry: "Registry") -> None:
     registry.router("dc", "adaptok.dc.host:HostRouter")
     registry.chunker("dc", "adaptok.dc.host:HostChunker")
     registry.dechunker("dc", "adaptok.dc.host:HostDechunker")
+    registry.backbone("dcdit", "adaptok.dc.backbone:DCDiTBackbone")

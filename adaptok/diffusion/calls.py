@@ -1,5 +1,6 @@
 """Calling a model in sampling: its budgets, its guidance, its classes, its device."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from adaptok.blocks import find_adaptive
 from adaptok.budgets import Amount, Budget, check_amount
 from adaptok.errors import (
     BudgetError,
@@ -19,6 +21,8 @@ from adaptok.errors import (
     LabelError,
     ShapeError,
 )
+
+WALKS = itertools.count()  # each one is a request of its own
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +117,40 @@ def evaluate(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def open_request(model: nn.Module, steps: int) -> Iterator[None]:
+    """Say that the calls inside a `with` block are the steps of one walk.
+
+    Stages that reuse steps need it; for others, and for a model that is not wrapped, nothing is
+    said, because a compiled model would have to run them outside of its graph. A request that the
+    user opened holds.
+
+    Args:
+        model: the model.
+        steps: how many steps the walk has.
+    """
+    blocks = find_adaptive(model)
+    stages = [] if blocks is None else [s for s in blocks.stages if s.effects.keeps_state]
+    if blocks is None or not stages:
+        yield
+        return
+    before = blocks.request
+    blocks.request = before or (f"adaptok.diffusion walk {next(WALKS)}", None)
+    name, _ = blocks.request
+    try:
+        for stage in stages:  # a stage of somebody else may have neither
+            getattr(stage, "announce", skip)(name, steps)
+        yield
+    finally:
+        blocks.request = before
+        for stage in stages:
+            getattr(stage, "forget", skip)(name)
+
+
+def skip(*args: object) -> None:
+    """Do nothing."""
 
 
 def count_classes(model: nn.Module) -> int | None:

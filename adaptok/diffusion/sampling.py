@@ -17,6 +17,7 @@ from adaptok.diffusion.calls import (
     find_device,
     find_dtype,
     find_shape,
+    open_request,
     read_labels,
 )
 from adaptok.diffusion.objective import Objective
@@ -290,7 +291,7 @@ def walk(
     initial, trace = x, []
     solver.begin(first)
     # Not inference mode: tables that a model caches in it could never be trained with.
-    with evaluate(call.model), torch.no_grad():
+    with evaluate(call.model), open_request(call.model, total), torch.no_grad():
         for index in range(first, solver.num_steps):
             t = solver.time(index, b, x.device)
             time = objective.model_time(t)

@@ -10,6 +10,7 @@ from adaptok.measure.planner import Applied, Plan, plan, set_aside
 from adaptok.measure.report import BenchmarkReport, BenchmarkRow, TokenCount
 from adaptok.measure.sampling import MeasuredSamples, StepCost, measure_sampling
 from adaptok.measure.turns import StageCost
+from adaptok.measure.warming import WarmCalls, WarmUp, warm_up
 
 __all__ = [
     "Agreement",
@@ -26,6 +27,8 @@ __all__ = [
     "StepCost",
     "Timing",
     "TokenCount",
+    "WarmCalls",
+    "WarmUp",
     "benchmark",
     "compare_outputs",
     "count_flops",
@@ -37,4 +40,5 @@ __all__ = [
     "measure_sampling",
     "plan",
     "set_aside",
+    "warm_up",
 ]

@@ -13,13 +13,13 @@ from adaptok.blocks import AdaptiveBlocks, find_adaptive
 from adaptok.budgeted import budget as budgeted
 from adaptok.budgets import AMOUNTS, Amount, Budget, listed
 from adaptok.calls import BlockCall
-from adaptok.observers import Observer
 from adaptok.chunking import ChunkPlan
 from adaptok.dc.baseline import DiT
 from adaptok.dc.model import DCDiT
 from adaptok.errors import BudgetError, ConfigError, NotWrappedError, ShapeError
 from adaptok.hosts import HostInputs, bind_arguments, first_tensor
 from adaptok.measure.flops import count_flops
+from adaptok.observers import Observer
 from adaptok.routing import Routing
 from adaptok.tracing import observe, plain
 

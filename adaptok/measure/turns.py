@@ -11,13 +11,13 @@ from adaptok.blocks import PARTS, AdaptiveBlocks, find_adaptive
 from adaptok.budgeted import Budgeted, Settings, find_budgeted
 from adaptok.budgets import Budget
 from adaptok.calls import BlockCall
-from adaptok.observers import Observer
 from adaptok.compiling import is_compiled
 from adaptok.dc.model import DCDiT
 from adaptok.errors import ConfigError
 from adaptok.hosts import HostInputs, device_of
 from adaptok.measure.budget_search import Round
 from adaptok.measure.latency import Candidate, Timing, measure_interleaved
+from adaptok.observers import Observer
 from adaptok.stages import Stage
 from adaptok.time_curves import CallShape, show_ms
 from adaptok.tracing import observe

@@ -141,12 +141,12 @@ def warm_up(
     Example:
         >>> import adaptok
         >>> from adaptok.testing import make_vit
-        >>> vit, image = adaptok.wrap(make_vit().eval(), "dc", budget=0.5), torch.randn(2, 3, 32, 48)
+        >>> vit = adaptok.wrap(make_vit().eval(), chunker="dc", budget=0.5)
         >>> _ = adaptok.compile(vit, backend="eager")
         >>> with torch.inference_mode():
-        ...     found = warm_up(vit, image, [0.5, 0.25])
-        >>> found.settled, [part.name for part in found.budgets]
-        (True, ['keep=0.5', 'keep=0.25'])
+        ...     found = warm_up(vit, torch.randn(2, 3, 32, 48))
+        >>> found.settled, found.budgets[0].name
+        (True, 'keep=0.5')
     """
     check_compiled(model)
     given = read_inputs(inputs)

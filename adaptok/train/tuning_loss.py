@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from adaptok.budgeted import budget
 from adaptok.calls import BlockCall
-from adaptok.observers import Observer
 from adaptok.chunking import ChunkPlan
 from adaptok.errors import ConfigError, ShapeError
 from adaptok.hosts import HostInputs, device_of
+from adaptok.observers import Observer
 from adaptok.routing import Routing
 from adaptok.tracing import collect_losses, observe, plain, require_adaptive
 

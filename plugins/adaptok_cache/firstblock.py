@@ -62,16 +62,19 @@ class FirstBlockCache(StepCache):
         """Return the threshold."""
         return {"threshold": self.threshold}
 
+    def check_blocks(self, inner: BlockRange) -> None:
+        """Raise a `StackError` if there is one block only."""
+        if inner.last - inner.first < 2:
+            raise StackError(
+                f"{self.name!r} reuses what the blocks behind the first one add, and its span has "
+                "one block only: give a longer span, or 'teacache'"
+            )
+
     def judge(
         self, inner: BlockRange, call: BlockCall, state: CacheState, runs: Sequence[SampleRun]
     ) -> Verdict:
         """Run the first block and compare what it adds (see `StepCache.judge`)."""
         middle = inner.first + 1
-        if middle >= inner.last:
-            raise StackError(
-                f"{self.name!r} reuses what the blocks behind the first one add, and its span has "
-                "one block only: give a longer span, or 'teacache'"
-            )
         front = inner.run(call, inner.first, middle)
         added = front.cell_x - call.cell_x
         before = added if state.signal is None else state.signal

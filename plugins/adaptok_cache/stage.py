@@ -3,7 +3,7 @@
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -102,7 +102,8 @@ class StepCache(Stage):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # weights move, or a wrap takes the stage into another model: what is kept is not theirs
         self.forget()
-        return super()._apply(fn, recurse)
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
 
     def forget(self, request: str | None = None) -> None:
         """Forget what is kept.
@@ -157,6 +158,13 @@ class StepCache(Stage):
             The verdict; samples that have nothing to reuse are computed whatever it says.
         """
 
+    def check_blocks(self, inner: BlockRange) -> None:
+        """Raise a `StackError` if there are too few blocks.
+
+        Args:
+            inner: the blocks.
+        """
+
     def keep_signal(
         self, before: Tensor | None, signal: Tensor | None, rows: Tensor | None
     ) -> Tensor | None:
@@ -176,6 +184,7 @@ class StepCache(Stage):
                 f"{self.name!r} reuses diffusion steps, and this host handed none over: it is for "
                 "diffusion transformers; for adaptok.ListBackbone name the argument, timestep="
             )
+        self.check_blocks(inner)
         b = call.x.shape[0]
         request, branches = find_owner(call)
         if self.is_idle(inner, call, request, branches):
@@ -203,7 +212,7 @@ class StepCache(Stage):
         self.last_computed = tuple(compute)
         self.computed += sum(compute)
         self.reused += b - sum(compute)
-        return replace(after, observers=call.observers)
+        return after
 
     def is_idle(
         self, inner: BlockRange, call: BlockCall, request: str | None, branches: Branches
@@ -283,7 +292,7 @@ def find_owner(call: BlockCall) -> tuple[str | None, Branches]:
     return (None, ()) if numbers is None else (numbers.request, tuple(numbers.branches))
 
 
-def check_count(stage: str, option: str, value: int) -> None:
+def check_count(stage: str, option: str, value: object) -> None:
     """Raise a `ConfigError` unless an option is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{option} of {stage!r} is a whole number of at least 1, got {value!r}")

@@ -50,10 +50,7 @@ class TaylorSeer(StepCache):
         agree: bool = False,
     ) -> None:
         check_count(self.name, "interval", interval)
-        if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= MOST_ORDERS:
-            raise ConfigError(
-                f"order of {self.name!r} is a whole number from 0 to {MOST_ORDERS}, got {order!r}"
-            )
+        check_order(self.name, order)
         super().__init__(steps=steps, warmup=warmup, max_requests=max_requests, agree=agree)
         self.interval = interval
         self.order = order
@@ -68,3 +65,11 @@ class TaylorSeer(StepCache):
     ) -> Verdict:
         """Look at the steps since a sample was computed (see `StepCache.judge`)."""
         return Verdict(call, inner, [run.age < self.interval for run in runs], runs)
+
+
+def check_order(stage: str, order: object) -> None:
+    """Raise a `ConfigError` unless an order is a whole number that is not too large."""
+    if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= MOST_ORDERS:
+        raise ConfigError(
+            f"order of {stage!r} is a whole number from 0 to {MOST_ORDERS}, got {order!r}"
+        )

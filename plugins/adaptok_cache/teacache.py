@@ -137,7 +137,7 @@ def evaluate_polynomial(coefficients: Sequence[float], x: float) -> float:
     return value
 
 
-def check_threshold(stage: str, threshold: float) -> None:
+def check_threshold(stage: str, threshold: object) -> None:
     """Raise a `ConfigError` unless a threshold is a number of at least 0."""
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold >= 0:
         raise ConfigError(

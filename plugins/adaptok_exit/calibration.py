@@ -19,7 +19,7 @@ from adaptok_exit.comparing import (
     find_exit,
     frozen,
 )
-from adaptok_exit.training import answer_early, record_call
+from adaptok_exit.training import answer_early, run_fully
 
 
 class ExitCalibration(Config):
@@ -165,11 +165,11 @@ def judge_batches(
     confidences, agreements = [], []
     with frozen(model, stage), torch.no_grad():
         for place, batch in enumerate(batches):
-            full, record = record_call(model, stage, batch, place)
+            full = run_fully(model, batch, place)
             sure, same = [], []
-            for number, call in enumerate(record.exits):
-                out = answer_early(model, stage, number, batch, record)
-                same.append(compare(out, full, compared, similarity).cpu())
+            for number, call in enumerate(full.record.exits):
+                out = answer_early(model, full, number)
+                same.append(compare(out, full.out, compared, similarity).cpu())
                 sure.append(stage.judge(number)(call).sigmoid().cpu())
             confidences.append(torch.stack(sure))
             agreements.append(torch.stack(same))

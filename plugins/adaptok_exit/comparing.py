@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -66,12 +65,13 @@ def check_numbers(batch: Batch, out: Tensor, place: int) -> None:
     floats = [x for x in given if isinstance(x, Tensor) and x.is_floating_point()]
     if not all(bool(x.isfinite().all()) for x in floats):
         raise DataError(
-            f"batch {place} holds NaN or infinity: leave it out, or mend it; the model is as it was"
+            f"batch {place} holds NaN or infinity, from which nothing can be learnt: leave it out, "
+            "or mend it"
         )
     if not bool(out.isfinite().all()):
         raise DataError(
-            f"the model answers batch {place} with NaN or infinity, and nothing can be learnt from "
-            "that; the exits are as they were"
+            f"the model answers batch {place} with NaN or infinity, from which nothing can be "
+            "learnt: leave it out, or mend the model"
         )
 
 
@@ -112,9 +112,9 @@ def distance_between(
         compared: `"classes"`: Kullback-Leibler divergence; `"features"`: one minus the cosine.
 
     Example:
-        >>> x = torch.tensor([[1.0, 2.0]])
-        >>> distance_between(x, x), distance_between(x, x, "features")
-        (tensor(0.), tensor(0.))
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> distance_between(x, x), distance_between(x, -x, "features")
+        (tensor(0.), tensor(2.))
     """
     out, full = out.float(), full.detach().float()
     if compared == "features":

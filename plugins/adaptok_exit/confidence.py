@@ -1,4 +1,4 @@
-"""Confidence exit: a sample leaves as soon as a small head is sure that the rest changes nothing."""
+"""Confidence exit: a sample leaves as soon as a small head is sure that it may."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from adaptok import BlockCall, BlockRange, Effects, Stage
@@ -132,7 +131,7 @@ class ConfidenceExit(Stage):
 
     def forward(self, inner: BlockRange, call: BlockCall) -> BlockCall:
         """Run blocks for those who have not left (see `Stage.forward`)."""
-        if call.timestep is not None:
+        if call.timestep is not None and not call.has_class:
             raise StackError(
                 "'exit' judges what a picture shows, and this host is a diffusion transformer, "
                 "where the step says how deep to go: use stack=['schedule']"
@@ -232,8 +231,7 @@ def spread_threshold(threshold: Threshold | Sequence[float], count: int) -> tupl
             f"{len(values)}"
         )
     for value in values:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not (0.0 < value <= 1.0 or value == math.inf):
+        if type(value) not in (int, float) or not (0.0 < value <= 1.0 or value == math.inf):
             raise ConfigError(
                 f"threshold is a confidence in (0, 1] (at 1 nobody leaves), got {value!r}"
             )

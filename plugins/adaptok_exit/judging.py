@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adaptok import BlockCall
 from adaptok.float32 import Float32Module, without_autocast
 
-SHY = -4.0  # logit of a fresh judge, which lets nobody leave
+SHY = -16.0  # logit of a fresh judge, which lets nobody leave
 NARROWING = 4  # width of a token over that of the hidden layer
 
 

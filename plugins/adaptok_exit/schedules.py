@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -64,7 +65,7 @@ def read_table(rows: Sequence[Sequence[float]], meaning: str) -> Table:
         raise ConfigError(
             f"the first row holds from noise 0 (a clean image) on, got {bounds[:1] or 'no row'}"
         )
-    rising = all(low < high for low, high in zip(bounds, bounds[1:], strict=False))
+    rising = all(low < high for low, high in pairwise(bounds))
     if not rising or not all(0.0 <= bound < 1.0 for bound in bounds):
         raise ConfigError(
             f"the shares of noise rise from 0 and stay below 1 (pure noise), got {bounds}"

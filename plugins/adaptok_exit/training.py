@@ -41,6 +41,21 @@ class ExitTraining:
     steps: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FullRun:
+    """A call of a model in which nobody left.
+
+    Args:
+        batch: what it was called with.
+        out: its classes or features.
+        record: what its exits saw.
+    """
+
+    batch: Batch
+    out: Float[Tensor, "b k"]
+    record: ExitRecord
+
+
 def token_loss(early: Float[Tensor, "b s d"], last: Float[Tensor, "b s d"]) -> Float[Tensor, ""]:
     """Return the squared distance of tokens as a norm behind the blocks sees them.
 
@@ -54,7 +69,9 @@ def token_loss(early: Float[Tensor, "b s d"], last: Float[Tensor, "b s d"]) -> F
         tensor(True)
     """
     shape = early.shape[-1:]
-    return F.mse_loss(F.layer_norm(early.float(), shape), F.layer_norm(last.detach().float(), shape))
+    return F.mse_loss(
+        F.layer_norm(early.float(), shape), F.layer_norm(last.detach().float(), shape)
+    )
 
 
 def judge_loss(logits: Float[Tensor, " b"], agrees: Bool[Tensor, " b"]) -> Float[Tensor, ""]:
@@ -124,18 +141,24 @@ def train_exits(
         for epoch in range(epochs):
             total, seen, agreed = 0.0, 0, torch.zeros(stage.num_exits)
             for place, batch in enumerate(batches):
-                full, record = record_call(model, stage, batch, place)
-                loss = torch.zeros((), device=full.device)
+                full = run_fully(model, batch, place)
+                parts = []
                 for number in range(stage.num_exits):
-                    part, agrees = exit_loss(
-                        model, stage, number, batch, record, full, compared, similarity, token_weight
+                    out = answer_early(model, full, number)
+                    agrees = compare(out.detach(), full.out, compared, similarity)
+                    start_judge(stage, number, agrees)
+                    parts.append(
+                        distance_between(out, full.out, compared)
+                        + token_weight * compare_tokens(stage, full, number)
+                        + judge_loss(stage.judge(number)(full.record.exits[number]), agrees)
                     )
-                    loss = loss + part / stage.num_exits
                     agreed[number] += float(agrees.sum())
+                loss = torch.stack(parts).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total, seen, steps = total + float(loss.detach()) * len(full), seen + len(full), steps + 1
+                b = full.out.shape[0]
+                total, seen, steps = total + float(loss.detach()) * b, seen + b, steps + 1
             if not seen:
                 raise DataError(
                     f"there is no batch in epoch {epoch + 1}: give a list or a loader, which can "
@@ -146,50 +169,47 @@ def train_exits(
     return ExitTraining(tuple(losses), tuple(agreed.tolist()), steps)
 
 
-def record_call(
-    model: nn.Module, stage: ConfidenceExit, batch: Batch, place: int
-) -> tuple[Float[Tensor, "b k"], ExitRecord]:
-    """Run a model in full and return its answer with what its exits saw."""
+def run_fully(model: nn.Module, batch: Batch, place: int) -> FullRun:
+    """Run a model in full, and note what its exits see.
+
+    Args:
+        model: a wrapped model.
+        batch: its inputs.
+        place: number of the batch, for errors.
+
+    Raises:
+        DataError: there is NaN or infinity in it.
+        ConfigError: not all exits lie inside the span.
+    """
+    stage = find_exit(model)
     with torch.no_grad(), stage.record() as records:
-        full = call_model(model, batch)
-    check_numbers(batch, full, place)
+        out = call_model(model, batch)
+    check_numbers(batch, out, place)
     (record,) = records
     if len(record.exits) != stage.num_exits:
         raise ConfigError(
             f"{len(record.exits)} of {stage.num_exits} exits lie inside the span, and there is "
-            "nothing to train the others by: give a longer span, or blocks= of different numbers"
+            "nothing to train the others by: give a longer span, or blocks= with one exit"
         )
-    return full, record
+    return FullRun(batch, out, record)
 
 
-def answer_early(
-    model: nn.Module, stage: ConfidenceExit, number: int, batch: Batch, record: ExitRecord
-) -> Float[Tensor, "b k"]:
-    """Return what a model answers if all samples leave at one exit."""
-    with stage.replay(number, record):
-        return call_model(model, batch)
+def answer_early(model: nn.Module, full: FullRun, number: int) -> Float[Tensor, "b k"]:
+    """Return what a model answers if all samples of a call leave at one exit."""
+    with find_exit(model).replay(number, full.record):
+        return call_model(model, full.batch)
 
 
-def exit_loss(
-    model: nn.Module,
-    stage: ConfidenceExit,
-    number: int,
-    batch: Batch,
-    record: ExitRecord,
-    full: Float[Tensor, "b k"],
-    compared: Compared,
-    similarity: float,
-    token_weight: float,
-) -> tuple[Float[Tensor, ""], Bool[Tensor, " b"]]:
-    """Return the loss of one exit, and which samples agree there."""
-    call, judge = record.exits[number], stage.judge(number)
-    out = answer_early(model, stage, number, batch, record)
-    agrees = compare(out.detach(), full, compared, similarity)
-    if not bool(judge.out.weight.any()):  # fresh: begin at the rate that there is
-        rate = min(max(float(agrees.float().mean()), 0.05), 0.95)
-        with torch.no_grad():
-            judge.out.bias.fill_(math.log(rate / (1.0 - rate)))
-    loss = distance_between(out, full, compared) + judge_loss(judge(call), agrees)
-    if token_weight:
-        loss = loss + token_weight * token_loss(stage.adapters[number](call.x), record.last.x)
-    return loss, agrees
+def compare_tokens(stage: ConfidenceExit, full: FullRun, number: int) -> Float[Tensor, ""]:
+    """Return how far tokens that left at an exit are from those behind the last block."""
+    return token_loss(stage.adapters[number](full.record.exits[number].x), full.record.last.x)
+
+
+def start_judge(stage: ConfidenceExit, number: int, agrees: Bool[Tensor, " b"]) -> None:
+    """Let a fresh judge begin at the share of samples that agree."""
+    judge = stage.judge(number)
+    if bool(judge.out.weight.any()):
+        return
+    rate = min(max(float(agrees.float().mean()), 0.05), 0.95)
+    with torch.no_grad():
+        judge.out.bias.fill_(math.log(rate / (1.0 - rate)))

@@ -124,8 +124,8 @@ def merge_unevenly(match: Match, r: Sequence[int]) -> Merge:
         What becomes of the tokens; `places` is as long as the longest sample.
 
     Example:
-        >>> keys = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.2, 0.9]]]).expand(2, -1, -1)
-        >>> merge_unevenly(match_alternately(keys, start=0), [1, 2]).owner
+        >>> keys = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.2, 0.9]]])
+        >>> merge_unevenly(match_alternately(keys.expand(2, -1, -1), start=0), [1, 2]).owner
         tensor([[0, 1, 2, 2],
                 [1, 0, 1, 1]])
     """

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from adaptok import BlockRange, Budget, Effects, Moment, Reduction, ReduceStage, Site
+from adaptok import BlockRange, Budget, Effects, Moment, ReduceStage, Reduction, Site
 from adaptok.errors import ConfigError, StackError
 from adaptok.reductions import Restore, schedule_evenly
 from adaptok_merge.matching import (
@@ -204,7 +204,7 @@ class ToMe(ReduceStage):
             raise StackError(
                 f'site="between" merges between attention and MLP, and here it cannot: '
                 f'{inner.whole}. Take site="boundary", which merges in front of each block by '
-                "features, as site=\"auto\" does here"
+                'features, as site="auto" does here'
             )
         between = inner.can_split and self.site != "boundary"
         blocks = range(inner.first, inner.last)
@@ -213,8 +213,7 @@ class ToMe(ReduceStage):
     def biases_keys(self, sites: Sequence[Site], block: int) -> bool:
         """Say whether tokens may have merged in front of a block's attention."""
         return self.proportional and any(
-            site.block < block or (site.block == block and site.where == "before")
-            for site in sites
+            site.block < block or (site.block == block and site.where == "before") for site in sites
         )
 
     def bias_keys(self, moment: Moment) -> Float[Tensor, "b m"] | None:
@@ -228,6 +227,11 @@ class ToMe(ReduceStage):
         if budget.is_natural:
             return self.threshold is not None
         return super().waits_for_device(budget)
+
+    def must_cut(self) -> bool:
+        """Say whether one graph cannot hold it: not before `r` has become lengths, too."""
+        natural = self.budget_setting.is_natural and self.threshold is None
+        return (natural and not self.carried_rates) or super().must_cut()
 
     def count_naturally(self, n: int, steps: int) -> int | None:
         """Return how many tokens `r` leaves; a threshold does not say."""
@@ -248,7 +252,9 @@ class ToMe(ReduceStage):
         if moment.counts is None and self.threshold is not None:
             return self.merge_similar(moment, self.threshold)
         if moment.counts is None:
-            return merge_down(moment, m - limit_rate(self.find_rate(moment), m, moment.owner.shape[1]))
+            return merge_down(
+                moment, m - limit_rate(self.find_rate(moment), m, moment.owner.shape[1])
+            )
         if moment.count is not None:
             return merge_down(moment, moment.count)
         rates = tuple(m - count for count in moment.counts)
@@ -264,6 +270,7 @@ class ToMe(ReduceStage):
         rates = list_rates(self.rates, moment.steps)
         if not torch.compiler.is_compiling() and key not in self.carried_rates:
             self.carried_rates[key] = carry_rates(rates, key[0])
+            self.cuts = self.must_cut()
         return rates[moment.step]
 
     def merge_similar(self, moment: Moment, threshold: float) -> Reduction | None:
@@ -311,7 +318,7 @@ def merge_rounds(state: Merged, count: int, start: int) -> Merged:
     """
     m = state.sizes.shape[1]
     while m > count:
-        r = m - count if m - count <= m // 2 else m // 2
+        r = min(m - count, m // 2)
         m = m - r
         state = state.take(merge_best(match_alternately(state.metric, start), r), again=m > count)
     return state

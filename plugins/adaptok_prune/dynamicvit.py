@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from adaptok import BlockCall, BlockRange, Moment, Reduction, ReduceStage, Site
+from adaptok import BlockCall, BlockRange, Moment, Reduction, Site
 from adaptok.errors import ConfigError, StackError
-from adaptok.reductions import Restore, schedule_by_share
-from adaptok_prune.places import QUARTERS, check_blocks, choose_blocks
+from adaptok.reductions import Restore
+from adaptok_prune.placed_stage import PlacedStage
+from adaptok_prune.places import QUARTERS
 from adaptok_prune.predictor import KeepPredictor, draw_kept
 from adaptok_prune.ranking import choose_tokens
 
@@ -21,7 +21,7 @@ WEIGHT = 2.0  # of the ratio loss
 MASK = "mask"
 
 
-class DynamicViT(ReduceStage):
+class DynamicViT(PlacedStage):
     """Drops the tokens that a predictor in front of some blocks gives the lowest score.
 
     In eval mode the tokens with the highest scores go on: `base_rate` of all cells behind the
@@ -60,8 +60,6 @@ class DynamicViT(ReduceStage):
     2021.
     """
 
-    drops: ClassVar[bool] = True
-
     def __init__(
         self,
         width: int,
@@ -70,10 +68,9 @@ class DynamicViT(ReduceStage):
         restore: Restore = "copy",
         fill: float | None = None,
     ) -> None:
-        super().__init__("dynamicvit", restore, fill)
+        super().__init__("dynamicvit", blocks, restore, fill)
         if not 0.0 < base_rate <= 1.0:
             raise ConfigError(f"base_rate is a share in (0, 1], got {base_rate:g}")
-        self.blocks = check_blocks(blocks)
         self.base_rate = base_rate
         count = len(QUARTERS if self.blocks is None else self.blocks)
         self.predictors = nn.ModuleList(KeepPredictor(width) for _ in range(count))
@@ -83,13 +80,9 @@ class DynamicViT(ReduceStage):
         """Show the options."""
         return f"blocks={self.blocks}, base_rate={self.base_rate:g}"
 
-    def find_first(self, first: int, last: int) -> int:
-        """Return the first block at which it acts (see `Stage.find_first`)."""
-        return choose_blocks(self.blocks, first, last, short=0)[0]
-
     def find_sites(self, inner: BlockRange) -> Sequence[Site]:
         """Return the sites in front of blocks (see `ReduceStage.find_sites`)."""
-        chosen = choose_blocks(self.blocks, inner.first, inner.last)
+        chosen = self.list_blocks(inner)
         if self.training and not inner.can_split:
             raise StackError(
                 "training dynamicvit hides tokens from attention, which needs the blocks in two "
@@ -97,10 +90,6 @@ class DynamicViT(ReduceStage):
                 "whose blocks have a split form"
             )
         return tuple(Site(block) for block in chosen)
-
-    def schedule(self, n: int, final: int, steps: int) -> tuple[int, ...]:
-        """Take the same share at each site (see `ReduceStage.schedule`)."""
-        return schedule_by_share(n, final, steps)
 
     def count_naturally(self, n: int, steps: int) -> int:
         """Return what `base_rate` leaves behind some sites."""
@@ -128,7 +117,8 @@ class DynamicViT(ReduceStage):
 
     def reduce(self, moment: Moment) -> Reduction:
         """Let tokens go, or draw which ones would, in training (see `ReduceStage.reduce`)."""
-        number = self.blocks.index(moment.site.block) if self.blocks else moment.step
+        known = self.blocks or self.met
+        number = known.index(moment.site.block) if known else moment.step
         mask = moment.marks.get(MASK)
         if mask is None:
             mask = torch.ones_like(moment.sizes)

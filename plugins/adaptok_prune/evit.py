@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from adaptok import BlockCall, BlockRange, Moment, Reduction, ReduceStage, Site
+from adaptok import BlockCall, BlockRange, Moment, Reduction, Site
 from adaptok.errors import ConfigError, StackError
-from adaptok.reductions import Restore, schedule_by_share
-from adaptok_prune.places import check_blocks, choose_blocks
+from adaptok.reductions import Restore
+from adaptok_prune.placed_stage import PlacedStage
 from adaptok_prune.ranking import choose_tokens
 
 ROUNDING = 1e-9  # 0.55 * 100 is a little more than 55, and 55 tokens are meant
 
 
-class EViT(ReduceStage):
+class EViT(PlacedStage):
     """Keeps the tokens that the class token attends to most, at some blocks.
 
     Between attention and MLP of each of the blocks a token's score is its share of the class
@@ -56,7 +56,6 @@ class EViT(ReduceStage):
     """
 
     reads_class_attention: ClassVar[bool] = True
-    drops: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -66,8 +65,7 @@ class EViT(ReduceStage):
         restore: Restore = "copy",
         fill: float | None = None,
     ) -> None:
-        super().__init__("evit", restore, fill)
-        self.blocks = check_blocks(blocks)
+        super().__init__("evit", blocks, restore, fill)
         self.keep_rate = keep_rate
         self.fuse = fuse
 
@@ -86,23 +84,15 @@ class EViT(ReduceStage):
         """Show the options."""
         return f"blocks={self.blocks}, keep_rate={self.keep_rate:g}, fuse={self.fuse}"
 
-    def find_first(self, first: int, last: int) -> int:
-        """Return the first block at which it acts (see `Stage.find_first`)."""
-        return choose_blocks(self.blocks, first, last, short=0)[0]
-
     def find_sites(self, inner: BlockRange) -> Sequence[Site]:
         """Return the sites between attention and MLP (see `ReduceStage.find_sites`)."""
-        chosen = choose_blocks(self.blocks, inner.first, inner.last)
+        chosen = self.list_blocks(inner)
         if not inner.can_split:
             raise StackError(
                 f"evit acts between attention and MLP, and here it cannot: {inner.whole}. "
                 'stack=["dynamicvit"] acts in front of blocks and takes any'
             )
         return tuple(Site(block, "between") for block in chosen)
-
-    def schedule(self, n: int, final: int, steps: int) -> tuple[int, ...]:
-        """Take the same share at each site (see `ReduceStage.schedule`)."""
-        return schedule_by_share(n, final, steps)
 
     def count_tokens(self, call: BlockCall, steps: int) -> tuple[tuple[int, ...], ...] | None:
         """Return the counts of a call that has a class token (see `ReduceStage.count_tokens`)."""

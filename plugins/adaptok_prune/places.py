@@ -17,7 +17,7 @@ def check_blocks(blocks: Sequence[int] | None) -> tuple[int, ...] | None:
     if blocks is None:
         return None
     listed = tuple(blocks)
-    whole = all(isinstance(block, int) and block >= 0 for block in listed)
+    whole = all(int(block) == block and block >= 0 for block in listed)
     if not listed or not whole or list(listed) != sorted(set(listed)):
         raise ConfigError(
             "blocks is one index or several that rise, as in blocks=(3, 6, 9), or None for a "

@@ -121,8 +121,10 @@ class TestErrors:
 
 
 def rows_of(found):
-    rows = [PlanRow("plain model", 1.0, 100, found.plain.ms, 0.1, 10.0)]
-    return rows + [PlanRow("keep=1", 1.0, 100, 80.0, 0.05, 10.5)]
+    return [
+        PlanRow("plain model", 1.0, 100, found.plain.ms, 0.1, 10.0),
+        PlanRow("keep=1", 1.0, 100, 80.0, 0.05, 10.5),
+    ]
 
 
 class TestWords:
@@ -155,9 +157,9 @@ class TestWords:
 
 class TestSizes:
     def test_what_a_host_says_to_a_size_is_one_sentence(self):
-        with pytest.raises(ConfigError, match=r"--size 50: too \[small\]$"):
-            with benching.naming_size(50):
-                raise RuntimeError("too [small]\nand more")
+        refused = pytest.raises(ConfigError, match=r"--size 50: too \[small\]$")
+        with refused, benching.naming_size(50):
+            raise RuntimeError("too [small]\nand more")
 
     @pytest.mark.parametrize("error", [KeyError("k"), torch.OutOfMemoryError("full")])
     def test_other_faults_pass(self, error):

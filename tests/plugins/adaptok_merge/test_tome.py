@@ -191,7 +191,9 @@ def test_a_threshold_counts_for_each_sample(multiple):
     kept = step.kept.tolist()
     assert len(set(kept)) > 1
     if multiple > 1:
-        assert all(count % multiple == 0 for event in step.plans[0].events for count in event.counts)
+        assert all(
+            count % multiple == 0 for event in step.plans[0].events for count in event.counts
+        )
     together = run(vit, SCALED)
     for sample in range(3):
         alone = SCALED[sample : sample + 1]
