@@ -22,7 +22,7 @@ def wrap_exits(stack=(), depth=DEPTH, leave=True, **options):
     model = adaptok.wrap(
         make_vit(depth), stack=[{"name": "exit", "blocks": BLOCKS} | options, *stack]
     )
-    stage = fill_weights(stage_of(model), seed=4)
+    fill_weights(stage_of(model), seed=4)
     if leave:
         set_apart(model)
     return model.eval()
@@ -56,7 +56,7 @@ def leave_one_by_one(vit, stage, images, blocks=BLOCKS):
                 if index in blocks:
                     number = blocks.index(index)
                     judge, adapter = stage.judges[number], stage.adapters[number]
-                    token = x[0, 0]
+                    token = torch.cat([x[0, 0], x[0, 1:].mean(0)])
                     token = (token - token.mean()) / (token.var(correction=0) + 1e-5).sqrt()
                     token = token * judge.norm.weight + judge.norm.bias
                     hidden = F.gelu(judge.hidden.weight @ token + judge.hidden.bias)

@@ -15,8 +15,9 @@ class SampleRun:
         computed: the step whose blocks ran last; None where there is nothing to reuse.
         orders: how many terms of its history are known (see `history.extend_terms`).
         distance: what a stage has summed up since that step.
-        blind: its latest time came twice in a row, so that nothing of it is kept.
-        repeats: how often that happened.
+        blind: its latest time came twice, so that nothing of it is kept.
+        unsure: it began at a time that came twice, so that its second step is computed.
+        repeats: how often a time came twice.
 
     Example:
         >>> run = follow(follow(None, 999.0), 750.0)
@@ -33,6 +34,7 @@ class SampleRun:
     orders: int = 0
     distance: float = 0.0
     blind: bool = False
+    unsure: bool = False
     repeats: int = 0
 
     @property
@@ -55,9 +57,10 @@ class SampleRun:
 def follow(run: SampleRun | None, time: float, steps: int | None = None) -> SampleRun:
     """Return where a sample is after one more call.
 
-    A call belongs to the same run as long as time goes on in one direction. A call at the time of
-    the one before it may be a second evaluation of the same step, another guidance branch that
-    nobody named, or the start of another run: nothing is reused in it, nor from it.
+    A call belongs to the same run as long as time goes on in one direction. The time of the start
+    once more begins another run. The time of a later step once more may be a second evaluation
+    of that step, or another guidance branch that nobody named: nothing is reused in such a call,
+    nor from it. Since a repeated start may be such a branch too, the step after it is computed.
 
     Args:
         run: where the sample was; None before the first call.
@@ -70,7 +73,8 @@ def follow(run: SampleRun | None, time: float, steps: int | None = None) -> Samp
     if run is None or not math.isfinite(time) or not math.isfinite(run.last):
         return SampleRun(time)
     if time == run.last:
-        return SampleRun(time, blind=True, repeats=run.repeats + 1)
+        start = run.step == 0 and not run.blind
+        return SampleRun(time, blind=not start, unsure=start, repeats=run.repeats + 1)
     sign = 1 if time > run.last else -1
     if run.blind:
         return SampleRun(time, repeats=run.repeats)

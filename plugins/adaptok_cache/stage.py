@@ -242,7 +242,8 @@ class StepCache(Stage):
     def must_compute(self, run: SampleRun, limit: int | None) -> bool:
         """Say whether a sample is computed whatever a verdict says."""
         last = limit is not None and run.step + 1 >= limit
-        return run.computed is None or run.step < self.warmup or last
+        early = run.step < max(self.warmup, 2 if run.unsure else 1)
+        return run.computed is None or early or last
 
     def run(self, verdict: Verdict, compute: Sequence[bool], state: CacheState) -> BlockCall:
         """Run the samples that are computed, reuse the others, and keep what came of it."""

@@ -93,6 +93,7 @@ def compare(
         One truth value per sample.
 
     Example:
+        >>> import torch
         >>> compare(torch.tensor([[1.0, 2], [5, 1]]), torch.tensor([[0.0, 1], [1, 5]]))
         tensor([ True, False])
     """
@@ -112,6 +113,7 @@ def distance_between(
         compared: `"classes"`: Kullback-Leibler divergence; `"features"`: one minus the cosine.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[3.0, 4.0]])
         >>> distance_between(x, x), distance_between(x, -x, "features")
         (tensor(0.), tensor(2.))

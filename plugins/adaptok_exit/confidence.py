@@ -55,7 +55,7 @@ class ConfidenceExit(Stage):
             transformer.
 
     Example:
-        >>> import adaptok
+        >>> import torch, adaptok
         >>> from adaptok.testing import make_vit
         >>> vit = adaptok.wrap(make_vit(), stack=[{"name": "exit", "threshold": 0.9}])
         >>> with adaptok.trace(vit) as seen:

@@ -17,8 +17,9 @@ NARROWING = 4  # width of a token over that of the hidden layer
 class ExitJudge(Float32Module):
     """Judges how surely a sample that leaves here agrees with one that runs all blocks.
 
-    It reads the class token, or the mean of the grid tokens where there is none, and only judges:
-    what leaves are the features. Float32 always, since a threshold does not survive rounding.
+    It reads the class token and the mean of the grid tokens (that alone, where there is no class
+    token), and only judges: what leaves are the features. Float32 always, since a threshold does
+    not survive rounding.
 
     Args:
         width: features of a token.
@@ -35,8 +36,8 @@ class ExitJudge(Float32Module):
     def __init__(self, width: int, limit: float = math.inf) -> None:
         super().__init__()
         hidden = max(1, width // NARROWING)
-        self.norm = nn.LayerNorm(width)
-        self.hidden = nn.Linear(width, hidden)
+        self.norm = nn.LayerNorm(2 * width)
+        self.hidden = nn.Linear(2 * width, hidden)
         self.out = nn.Linear(hidden, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.constant_(self.out.bias, SHY)
@@ -51,8 +52,11 @@ class ExitJudge(Float32Module):
         Returns:
             One number per sample; the sigmoid of it is the confidence.
         """
+        return self.score(pool_tokens(call))
+
+    def score(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
+        """Return the logit of the confidence for what `pool_tokens` made of samples."""
         self.check_float32()
-        pooled = pool_tokens(call).float()
         with without_autocast(pooled):
             logit: Tensor = self.out(F.gelu(self.hidden(self.norm(pooled))))
         return logit[:, 0]
@@ -67,6 +71,8 @@ class ExitJudge(Float32Module):
         return [bool(value) for value in confident.tolist()]
 
 
-def pool_tokens(call: BlockCall) -> Float[Tensor, "b d"]:
-    """Return the class token of each sample, or the mean of its grid tokens."""
-    return call.x[:, 0] if call.has_class else call.cell_x.mean(1)
+def pool_tokens(call: BlockCall) -> Float[Tensor, "b e"]:
+    """Return the class token of each sample and the mean of its grid tokens, in float32."""
+    mean = call.cell_x.mean(1, dtype=torch.float32)
+    first = call.x[:, 0].float() if call.has_class else mean
+    return torch.cat([first, mean], dim=1)

@@ -1,7 +1,7 @@
 """Training of heads and adapters by the host's own answers; the host stays as it is."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,9 @@ from adaptok_exit.comparing import (
     frozen,
 )
 from adaptok_exit.confidence import ConfidenceExit, ExitRecord
+from adaptok_exit.judging import ExitJudge, pool_tokens
+
+JUDGE_STEPS, JUDGE_RATE, JUDGE_DECAY = 200, 3e-3, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +33,14 @@ class ExitTraining:
     """What a training of exits saw.
 
     Args:
-        losses: mean loss of each epoch.
-        agreement: share of the samples of the last epoch on which each exit agreed with the full
-            model, before the update that saw them.
-        steps: number of updates.
+        losses: mean loss of the adapters in each epoch.
+        judged: cross-entropy of each head in the end; that of a coin is .69.
+        agreement: share of the samples on which each exit agrees with the full model in the end.
+        steps: updates of the adapters.
     """
 
     losses: tuple[float, ...]
+    judged: tuple[float, ...]
     agreement: tuple[float, ...]
     steps: int
 
@@ -98,17 +102,18 @@ def train_exits(
     similarity: float = SIMILARITY,
     token_weight: float = 1.0,
 ) -> ExitTraining:
-    """Train the heads and adapters of a model's exits; the host teaches, and stays as it is.
+    """Train the adapters and heads of a model's exits; the host teaches, and stays as it is.
 
     For each batch the model runs once in full. What its exits saw is then mapped by the adapters
-    and read by the host's own norm and head, without any block: adapters learn to answer as the
-    full model does, heads to foretell whether they do.
+    and read by the host's own norm and head, without any block, and adapters learn to answer as the
+    full model does. One more pass notes who agrees, and the heads learn to foretell it.
 
     Args:
         model: a model wrapped with `stack=["exit"]`.
-        batches: images, or all arguments by name; a list or a loader, gone through once an epoch.
-        epochs: how often.
-        learning_rate: of AdamW.
+        batches: images, or all arguments by name; a list or a loader, gone through `epochs + 1`
+            times.
+        epochs: how often adapters see it.
+        learning_rate: of the adapters (AdamW).
         compared: `"classes"`, or `"features"` for a model without classes.
         similarity: cosine from which on features count as the same.
         token_weight: weight of the distance of the tokens behind the last block.
@@ -134,39 +139,82 @@ def train_exits(
         raise ConfigError(
             f"epochs is at least 1 and learning_rate above 0, got {epochs} and {learning_rate}"
         )
-    optimizer = torch.optim.AdamW(stage.parameters(), lr=learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(stage.adapters.parameters(), lr=learning_rate, weight_decay=0.0)
     losses: list[float] = []
-    agreed, steps = torch.zeros(stage.num_exits), 0
+    steps = 0
     with frozen(model, stage), torch.enable_grad():
         for epoch in range(epochs):
-            total, seen, agreed = 0.0, 0, torch.zeros(stage.num_exits)
-            for place, batch in enumerate(batches):
-                full = run_fully(model, batch, place)
-                parts = []
-                for number in range(stage.num_exits):
-                    out = answer_early(model, full, number)
-                    agrees = compare(out.detach(), full.out, compared, similarity)
-                    start_judge(stage, number, agrees)
-                    parts.append(
-                        distance_between(out, full.out, compared)
+            total, seen = 0.0, 0
+            for full in run_batches(model, batches, epoch):
+                loss = torch.stack(
+                    [
+                        distance_between(answer_early(model, full, number), full.out, compared)
                         + token_weight * compare_tokens(stage, full, number)
-                        + judge_loss(stage.judge(number)(full.record.exits[number]), agrees)
-                    )
-                    agreed[number] += float(agrees.sum())
-                loss = torch.stack(parts).mean()
+                        for number in range(stage.num_exits)
+                    ]
+                ).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 b = full.out.shape[0]
                 total, seen, steps = total + float(loss.detach()) * b, seen + b, steps + 1
-            if not seen:
-                raise DataError(
-                    f"there is no batch in epoch {epoch + 1}: give a list or a loader, which can "
-                    "be gone through again, not a generator"
-                )
             losses.append(total / seen)
-            agreed /= seen
-    return ExitTraining(tuple(losses), tuple(agreed.tolist()), steps)
+        pooled: list[list[Tensor]] = [[] for _ in stage.judges]
+        agreed: list[list[Tensor]] = [[] for _ in stage.judges]
+        for full in run_batches(model, batches, epochs):
+            for number, call in enumerate(full.record.exits):
+                with torch.no_grad():
+                    out = answer_early(model, full, number)
+                agreed[number].append(compare(out, full.out, compared, similarity))
+                pooled[number].append(pool_tokens(call))
+        judged = [
+            fit_judge(stage.judge(number), torch.cat(pooled[number]), torch.cat(agreed[number]))
+            for number in range(stage.num_exits)
+        ]
+    rates = tuple(float(torch.cat(parts).float().mean()) for parts in agreed)
+    return ExitTraining(tuple(losses), tuple(judged), rates, steps)
+
+
+def fit_judge(judge: ExitJudge, pooled: Float[Tensor, "n e"], agrees: Bool[Tensor, " n"]) -> float:
+    """Train a head to foretell which samples agree, and return its loss.
+
+    Args:
+        judge: the head, changed in place.
+        pooled: what it reads of each sample.
+        agrees: whether each sample agrees with the full model.
+    """
+    rate = min(max(float(agrees.float().mean()), 0.02), 0.98)
+    with torch.no_grad():
+        judge.out.bias.fill_(math.log(rate / (1.0 - rate)))
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=JUDGE_RATE, weight_decay=JUDGE_DECAY)
+    loss = judge_loss(judge.score(pooled), agrees)
+    for _ in range(JUDGE_STEPS):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss = judge_loss(judge.score(pooled), agrees)
+    return float(loss.detach())
+
+
+def run_batches(model: nn.Module, batches: Iterable[Batch], number: int) -> Iterator[FullRun]:
+    """Run a model in full on all batches of one pass over the data.
+
+    Args:
+        model: a wrapped model.
+        batches: its inputs.
+        number: of the pass, from 0, for errors.
+
+    Raises:
+        DataError: there is no batch, or one holds NaN.
+    """
+    place = -1
+    for place, batch in enumerate(batches):
+        yield run_fully(model, batch, place)
+    if place < 0:
+        raise DataError(
+            f"there is no batch in pass {number + 1} over the data: give a list or a loader, which "
+            "can be gone through again, not a generator"
+        )
 
 
 def run_fully(model: nn.Module, batch: Batch, place: int) -> FullRun:
@@ -203,13 +251,3 @@ def answer_early(model: nn.Module, full: FullRun, number: int) -> Float[Tensor, 
 def compare_tokens(stage: ConfidenceExit, full: FullRun, number: int) -> Float[Tensor, ""]:
     """Return how far tokens that left at an exit are from those behind the last block."""
     return token_loss(stage.adapters[number](full.record.exits[number].x), full.record.last.x)
-
-
-def start_judge(stage: ConfidenceExit, number: int, agrees: Bool[Tensor, " b"]) -> None:
-    """Let a fresh judge begin at the share of samples that agree."""
-    judge = stage.judge(number)
-    if bool(judge.out.weight.any()):
-        return
-    rate = min(max(float(agrees.float().mean()), 0.05), 0.95)
-    with torch.no_grad():
-        judge.out.bias.fill_(math.log(rate / (1.0 - rate)))

@@ -109,7 +109,7 @@ def fits_research(block: nn.Module) -> bool:
     inside = {name for name, part in attn._modules.items() if not isinstance(part, nn.Identity)}
     layers = [attn._modules.get(name) for name in ATTENTION_PARTS]
     return (
-        ATTENTION_PARTS <= set(attn._modules)
+        set(attn._modules) >= ATTENTION_PARTS
         and inside <= ATTENTION_PARTS | MORE_ATTENTION_PARTS
         and all(type(layer) is nn.Linear for layer in layers)
         and isinstance(getattr(attn, "num_heads", None), int)

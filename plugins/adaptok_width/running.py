@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -111,7 +110,9 @@ def attend(
         The tokens after attention, what the block made of its condition, and what the MLP takes.
     """
     entered = form.enter(call)
-    made = [layer(entered.x).unflatten(-1, (-1, part.heads, head_width(form))) for layer in part.enter]
+    made = [
+        layer(entered.x).unflatten(-1, (-1, part.heads, head_width(form))) for layer in part.enter
+    ]
     q, k, v = made[0].unbind(-3) if len(made) == 1 else (out[..., 0, :, :] for out in made)
     q, k = form.norm_heads(q, k)
     mixed = F.scaled_dot_product_attention(
@@ -151,10 +152,3 @@ def drop(module: nn.Module | None, x: Tensor) -> Tensor:
         return x
     dropped: Tensor = module(x)
     return dropped
-
-
-def draw_noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return logistic noise: the difference of two Gumbel numbers."""
-    u = torch.rand(shape, device=like.device, dtype=torch.float32)
-    eps = torch.finfo(torch.float32).eps
-    return torch.logit(u.clamp(eps, 1 - eps))

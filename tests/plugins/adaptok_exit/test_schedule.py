@@ -178,7 +178,7 @@ def test_a_scale_that_nobody_knows_is_asked_for():
     dit = make_dit()
     with pytest.raises(HandOverError, match=r'"scale": \(999, 0\)'):
         adaptok.wrap(dit, stack=["schedule"])
-    with pytest.raises(HandOverError, match="does not lie between 0 .clean. and 1 .noise."):
+    with pytest.raises(HandOverError, match=r"not lie between 0 \(clean\) and 1 \(noise\)"):
         adaptok.wrap(dit, stack=[{"name": "schedule", "scale": (1, 0)}])
     assert not adaptok.is_wrapped(dit)
 

@@ -52,6 +52,7 @@ def test_heads_foretell_who_agrees(trained):
         agrees = compare(model(images), full)
     assert 0.3 < agrees.float().mean() < 0.95
     assert sure[agrees].mean() > sure[~agrees].mean() + 0.5
+    assert float(judge_loss(sure, agrees)) < 0.69
 
 
 def test_calibrated_thresholds_keep_their_promise_on_other_data(trained):
@@ -221,13 +222,13 @@ def test_settings_out_of_range_and_spent_generators_are_refused():
     model = wrap_exits(leave=False)
     with pytest.raises(ConfigError, match="epochs is at least 1"):
         train_exits(model, [IMAGES], epochs=0)
-    with pytest.raises(DataError, match="no batch in epoch 2.*not a generator"):
+    with pytest.raises(DataError, match=r"no batch in pass 2.*not a generator"):
         train_exits(model, (batch for batch in [IMAGES]), epochs=2)
     with pytest.raises(DataError, match="two samples are needed"):
         calibrate_thresholds(model, [IMAGES[:1]])
     made = calibrate_thresholds(model, [IMAGES])
     other = adaptok.wrap(make_vit(6), stack=[{"name": "exit", "blocks": (3,)}])
-    with pytest.raises(ConfigError, match="each of the 1 exits.*got 2"):
+    with pytest.raises(ConfigError, match=r"each of the 1 exits.*got 2"):
         made.apply(other)
 
 
