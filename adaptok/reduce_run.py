@@ -27,7 +27,7 @@ class Reducer(Protocol):
     name: str
     reads_keys: ClassVar[bool]
     reads_class_attention: ClassVar[bool]
-    drops: ClassVar[bool]
+    drops: bool
 
     def biases_keys(self, sites: Sequence[Site], block: int) -> bool:
         """Say whether attention of a block gets a bias, which needs its halves."""

@@ -68,7 +68,7 @@ class ReduceStage(BudgetedStage):
     effects: ClassVar[Effects] = Effects("tokens", changes_count=True, compilable=True)
     reads_keys: ClassVar[bool] = False
     reads_class_attention: ClassVar[bool] = False
-    drops: ClassVar[bool] = False  # whether a cell may be left without a token
+    drops: bool = False  # whether a cell may be left without a token
 
     def __init__(self, name: str, restore: Restore = "copy", fill: float | None = None) -> None:
         super().__init__(name)

@@ -130,7 +130,8 @@ def save_tensors(
     try:
         path.touch()
         mode = path.stat().st_mode  # safetensors leaves a file that only its owner can read
-        save_file(ready, path, dict(metadata or {}))
+        # no tensors with metadata {} would be a header that cannot be read back
+        save_file(ready, path, dict(metadata) if metadata else None)
         path.chmod(mode)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {error}") from error

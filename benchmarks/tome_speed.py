@@ -29,7 +29,7 @@ def count_flops(model: torch.nn.Module, images: torch.Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def run_with(model: torch.nn.Module, stage: Any, r: int, images: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+def run_with(model: torch.nn.Module, stage: Any, r: int, images: torch.Tensor) -> torch.Tensor:
     """Run the wrapped model with one r."""
     if stage.r != r:
         stage.r = r

@@ -17,11 +17,10 @@ def stage_of(model, name="exit"):
     return model.blocks.adaptok[name]
 
 
-def wrap_exits(stack=(), depth=DEPTH, leave=True, **options):
+def wrap_exits(stack=(), depth=DEPTH, leave=True, verify=True, **options):
     """A ViT with exits whose weights all matter, of whose images some leave at each."""
-    model = adaptok.wrap(
-        make_vit(depth), stack=[{"name": "exit", "blocks": BLOCKS} | options, *stack]
-    )
+    spec = {"name": "exit", "blocks": BLOCKS} | options
+    model = adaptok.wrap(make_vit(depth), stack=[spec, *stack], verify=verify)
     fill_weights(stage_of(model), seed=4)
     if leave:
         set_apart(model)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -65,7 +65,7 @@ class RandomDrop(adaptok.ReduceStage):
         r: tokens dropped in front of each block.
     """
 
-    drops: ClassVar[bool] = True
+    drops = True
 
     def __init__(self, r: int = 8) -> None:
         super().__init__("random-drop")

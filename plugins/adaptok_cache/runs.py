@@ -17,7 +17,7 @@ class SampleRun:
         distance: what a stage has summed up since that step.
         blind: its latest time came twice, so that nothing of it is kept.
         unsure: it began at a time that came twice, so that its second step is computed.
-        repeats: how often a time came twice.
+        repeats: how often the time of a later step came twice.
 
     Example:
         >>> run = follow(follow(None, 999.0), 750.0)
@@ -74,7 +74,8 @@ def follow(run: SampleRun | None, time: float, steps: int | None = None) -> Samp
         return SampleRun(time)
     if time == run.last:
         start = run.step == 0 and not run.blind
-        return SampleRun(time, blind=not start, unsure=start, repeats=run.repeats + 1)
+        repeats = run.repeats + (not start)
+        return SampleRun(time, blind=not start, unsure=start, repeats=repeats)
     sign = 1 if time > run.last else -1
     if run.blind:
         return SampleRun(time, repeats=run.repeats)

@@ -159,7 +159,7 @@ class ConfidenceExit(Stage):
             if not rest:
                 break
             group = select_samples(group, rest)
-        if staying:
+        if staying or not parts:  # also where no sample came at all
             parts.append(inner.run(group, at, inner.last))
             samples.append(staying)
         tell_depths(call, self.name, depths)

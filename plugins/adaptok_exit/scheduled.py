@@ -77,6 +77,8 @@ class ScheduledExit(Stage):
             row, count = rows[sample], blocks if self.paused else counts[sample]
             key = (count, row if count < blocks and str(row) in self.adapters else -1)
             groups.setdefault(key, []).append(sample)
+        if not groups:
+            return inner(call)
         parts, depths = [], [0] * b
         for (count, row), samples in groups.items():
             part = inner.run(select_samples(call, samples), inner.first, inner.first + count)

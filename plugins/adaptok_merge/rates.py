@@ -24,10 +24,9 @@ def check_rates(r: object) -> int | list[int | float]:
         >>> check_rates((8, -1.0))
         [8, -1.0]
     """
-    if is_count(r):
-        return r  # type: ignore[return-value]
-    listed = isinstance(r, Sequence) and not isinstance(r, str) and len(r) > 0
-    if listed and (is_schedule(r) or all(map(is_count, r))):
+    if isinstance(r, int) and is_count(r):
+        return r
+    if isinstance(r, list | tuple) and r and (is_schedule(r) or all(map(is_count, r))):
         return list(r)
     raise ConfigError(
         "r is a whole number of at least 0, a list with one for each block, or (r, inflect) with "
@@ -44,7 +43,8 @@ def is_schedule(r: Sequence[object]) -> bool:
     """Say whether a list is `(r, inflect)`: its second number is a float."""
     if len(r) != 2 or not is_count(r[0]):
         return False
-    return isinstance(r[1], float) and -1.0 <= r[1] <= 1.0
+    inflect = r[1]
+    return isinstance(inflect, float) and -1.0 <= inflect <= 1.0
 
 
 def list_rates(r: int | Sequence[int | float], steps: int) -> tuple[int, ...]:

@@ -252,9 +252,8 @@ class ToMe(ReduceStage):
         if moment.counts is None and self.threshold is not None:
             return self.merge_similar(moment, self.threshold)
         if moment.counts is None:
-            return merge_down(
-                moment, m - limit_rate(self.find_rate(moment), m, moment.owner.shape[1])
-            )
+            r = limit_rate(self.find_rate(moment), m, moment.owner.shape[1])
+            return merge_down(moment, m - r)
         if moment.count is not None:
             return merge_down(moment, moment.count)
         rates = tuple(m - count for count in moment.counts)
@@ -318,7 +317,7 @@ def merge_rounds(state: Merged, count: int, start: int) -> Merged:
     """
     m = state.sizes.shape[1]
     while m > count:
-        r = min(m - count, m // 2)
+        r = m - count if m - count <= m // 2 else m // 2  # noqa: FURB136 - as in `limit_rate`
         m = m - r
         state = state.take(merge_best(match_alternately(state.metric, start), r), again=m > count)
     return state

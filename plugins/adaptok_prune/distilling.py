@@ -13,7 +13,7 @@ def distillation_loss(
     teacher_logits: Float[Tensor, "b k"],
     tokens: Float[Tensor, "b n d"] | None = None,
     teacher_tokens: Float[Tensor, "b n d"] | None = None,
-    mask: Float[Tensor, "b n"] | None = None,
+    mask: Float[Tensor, "b _"] | None = None,
     *,
     logit_weight: float = 0.5,
     token_weight: float = 0.5,

@@ -63,7 +63,7 @@ class DynamicViT(PlacedStage):
     def __init__(
         self,
         width: int,
-        blocks: tuple[int, ...] | None = None,
+        blocks: Sequence[int] | None = None,
         base_rate: float = 0.7,
         restore: Restore = "copy",
         fill: float | None = None,

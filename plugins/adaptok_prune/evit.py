@@ -59,7 +59,7 @@ class EViT(PlacedStage):
 
     def __init__(
         self,
-        blocks: tuple[int, ...] | None = None,
+        blocks: Sequence[int] | None = None,
         keep_rate: float = 0.7,
         fuse: bool = True,
         restore: Restore = "copy",
@@ -68,6 +68,7 @@ class EViT(PlacedStage):
         super().__init__("evit", blocks, restore, fill)
         self.keep_rate = keep_rate
         self.fuse = fuse
+        self.drops = not fuse  # a fused token stands for what was dropped
 
     @property
     def keep_rate(self) -> float:

@@ -1,6 +1,6 @@
 """What both prunings have in common: a few blocks at which they act, the same share at each."""
 
-from typing import ClassVar
+from collections.abc import Sequence
 
 from adaptok import BlockRange, ReduceStage
 from adaptok.reductions import Restore, schedule_by_share
@@ -21,10 +21,10 @@ class PlacedStage(ReduceStage):
         StackError: (when wrapped or called) a block lies outside of the span.
     """
 
-    drops: ClassVar[bool] = True
+    drops = True
 
     def __init__(
-        self, name: str, blocks: tuple[int, ...] | None, restore: Restore, fill: float | None
+        self, name: str, blocks: Sequence[int] | None, restore: Restore, fill: float | None
     ) -> None:
         super().__init__(name, restore, fill)
         self.blocks = check_blocks(blocks)

@@ -1,7 +1,7 @@
 """Which blocks have heads and channels that can run apart.
 
-Research code copies the block of DiT from file to file, so that its class says nothing: there a form
-is found by the block's attributes, and tried against the block itself.
+Research code copies the block of DiT from file to file, so that its class says nothing: there a
+form is found by the block's attributes, and tried against the block itself.
 """
 
 import sys
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adaptok import BlockCall, BlockRange
 from adaptok.errors import StackError
+from adaptok.float32 import without_autocast
 from adaptok_width.forms import DiffusersForm, ResearchForm, WidthForm, gelu_tanh, is_touched
 from adaptok_width.running import run_whole
 
@@ -194,7 +195,7 @@ def is_proved(form: WidthForm) -> bool:
     modes = {module: module.training for module in block.modules()}
     block.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(weight):
             expected, found = torch.func.functional_call(Trial(form), noise, inputs)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return False  # it takes something else, or is put together in another way

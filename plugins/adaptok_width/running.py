@@ -64,10 +64,9 @@ def run_sliced(
     kept, count = choose(y)
     b, s, d = y.shape
     flat = kept.flatten()
-    if count is None:
-        rows = flat.nonzero()[:, 0]
-    else:
-        rows = flat.nonzero_static(size=count)[:, 0]  # the device need not be waited for
+    # where the count is known, the device need not be waited for
+    found = flat.nonzero() if count is None else flat.nonzero_static(size=count)
+    rows = found[:, 0]
     out = run_mlp(form, y.reshape(b * s, d).index_select(0, rows), groups, None)
     moved = entered.gate2[:, 0].index_select(0, rows // s) * out
     x = x.reshape(b * s, d).index_add(0, rows, moved.to(x.dtype)).view(b, s, d)
@@ -110,9 +109,8 @@ def attend(
         The tokens after attention, what the block made of its condition, and what the MLP takes.
     """
     entered = form.enter(call)
-    made = [
-        layer(entered.x).unflatten(-1, (-1, part.heads, head_width(form))) for layer in part.enter
-    ]
+    split = (-1, part.heads, form.leave.in_features // form.heads)
+    made = [layer(entered.x).unflatten(-1, split) for layer in part.enter]
     q, k, v = made[0].unbind(-3) if len(made) == 1 else (out[..., 0, :, :] for out in made)
     q, k = form.norm_heads(q, k)
     mixed = F.scaled_dot_product_attention(
@@ -125,11 +123,6 @@ def attend(
     x = call.x + entered.gate1 * out
     y = form.norm_again(x) * (1 + entered.scale2) + entered.shift2
     return x, entered, y
-
-
-def head_width(form: WidthForm) -> int:
-    """Return the channels of a head."""
-    return form.leave.in_features // form.heads
 
 
 def run_mlp(

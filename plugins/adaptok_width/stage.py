@@ -163,7 +163,7 @@ class DynamicWidth(Stage):
                 f"this width stage was made for blocks like {self.gates.shape}, and these are "
                 f"like {shape}: make a new one"
             )
-        self.forms = {}
+        self.forms = dict(enumerate(forms, inner.first))
         self.table.forget_weights()
 
     def limit_tokens(
@@ -282,11 +282,8 @@ class DynamicWidth(Stage):
         """Return the forms of the blocks, found again if a block is another one now."""
         numbers = range(inner.first, inner.last)
         modules = [inner.module(number) for number in numbers]
-        known = [self.forms.get(number) for number in numbers]
-        if any(
-            form is None or form.block is not block
-            for form, block in zip(known, modules, strict=True)
-        ):
+        known = [self.forms[number].block for number in numbers if number in self.forms]
+        if [id(block) for block in known] != [id(block) for block in modules]:
             self.forms.update(zip(numbers, find_forms(inner), strict=True))
         return tuple(self.forms[number] for number in numbers)
 

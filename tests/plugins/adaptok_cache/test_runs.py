@@ -44,7 +44,7 @@ def test_nothing_is_kept_of_a_later_time_that_comes_twice():
     runs = walk((999, 800, 800, 800, 600, 600, 400, 400))
     assert [run.computed for run in runs] == [0, 1, None, None, 0, 0, 1, None]
     assert [run.unsure for run in runs[4:7]] == [False, True, True]
-    assert runs[-1].repeats == 4
+    assert runs[-1].repeats == 3
 
 
 def test_a_run_ends_with_its_last_step():

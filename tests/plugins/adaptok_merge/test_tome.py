@@ -279,7 +279,7 @@ def test_bad_options(options, message):
 
 def test_r_of_more_than_there_are_tokens():
     vit = adaptok.wrap(make_vit(), stack=[{"name": "tome", "r": 25}])
-    with pytest.raises(BudgetError, match="r=25 is more than the 24 tokens.*at most 12"):
+    with pytest.raises(BudgetError, match=r"r=25 is more than the 24 tokens.*at most 12"):
         vit(IMAGES)
 
 
