@@ -51,8 +51,10 @@ def main() -> None:
         model = make_model(options.scale, options.latent)
         model.load_state_dict(plain.state_dict())
         # cut weights of a larger model than S may be larger than the default
-        stage = DynamicWidth(gate_tokens=keep is not None, mlp_keep=keep, cache_mb=1024.0)
+        stage = DynamicWidth(gate_tokens=keep is not None, cache_mb=1024.0)
         adaptok.wrap(model, stack=[stage])
+        if keep is not None:
+            stage.limit_tokens(keep=keep)
         if cut:
             set_widths(stage, options.share)
         models[name] = model

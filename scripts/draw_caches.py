@@ -37,8 +37,8 @@ from adaptok.see.canvas import (
 from adaptok.tracing import plain
 from adaptok.zoo.models import load_zoo_model
 
-LABELS, SEEDS = (1, 2, 3, 5, 7), (11, 2, 3, 24, 5)
-CELL, ROW, GAP, MARGIN, HEAD, PANEL, NAMES = 16, 64, 20, 30, 96, 56, 150
+LABELS, SEEDS = (1, 3, 5, 7), (11, 3, 24, 5)
+CELL, ROW, GAP, MARGIN, HEAD, PANEL, NAMES = 20, 64, 20, 30, 96, 56, 186
 FADED = "#e6e9ef"
 
 
@@ -50,7 +50,7 @@ class Draw:
         title: how it was done.
         images: RGB pixels, `(b h w 3)`.
         computed: whether a sample was computed in a step, `(steps b)`.
-        seconds: time of all steps.
+        seconds: time of the processor for all steps.
         error: mean absolute difference to the images without a cache, in grey levels of 255.
     """
 
@@ -104,9 +104,9 @@ def run(model: DCDiT, stage: StepCache, title: str, steps: int, cached: bool) ->
         flags.append(stage.last_computed if cached else (True,) * len(LABELS))
 
     options = {"objective": FlowObjective(), "scheduler": "flow-euler", "keep": 1.0}
-    began = time.perf_counter()
+    began = time.process_time()  # others may use the machine
     drawn = sample(model, LABELS, seed=SEEDS, steps=steps, progress=note, **options)  # type: ignore[arg-type]
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     return Draw(title, to_pixels(drawn.latents), np.array(flags), seconds, 0.0)
 
 
@@ -128,9 +128,9 @@ def say(draw: Draw, base: Draw) -> str:
     """Return the figures of a way to sample."""
     share = draw.computed.mean()
     if draw is base:
-        return f"100 % computed, {draw.seconds:.1f} s"
+        return f"100 % computed, {draw.seconds:.0f} s of a CPU core"
     return (
-        f"{100 * share:.0f} % computed, {draw.seconds:.1f} s, images differ by {draw.error:.1f} "
+        f"{100 * share:.0f} % computed, {draw.seconds:.0f} s, images differ by {draw.error:.1f} "
         "of 255"
     )
 
@@ -139,7 +139,8 @@ def draw_panel(canvas: Canvas, top: int, draw: Draw, base: Draw, names: Sequence
     """Draw one way to sample: images, and a cell for each step of each sample."""
     steps, b = draw.computed.shape
     canvas.text(MARGIN, top, draw.title, bold=True)
-    canvas.text(MARGIN + NAMES + ROW + GAP, top + 3, say(draw, base), size=SMALL, colour=QUIET)
+    right = MARGIN + NAMES + ROW + GAP + steps * CELL
+    canvas.text(right, top + 3, say(draw, base), size=SMALL, colour=QUIET, align="right")
     for i in range(b):
         row = top + PANEL - 26 + i * (ROW + 4)
         canvas.text(MARGIN, row + ROW / 2, names[i], size=SMALL, anchor="center")
@@ -184,8 +185,8 @@ def main() -> int:
     """Draw and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("docs/pictures/caches.png"))
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--tea", type=float, default=0.15, help="threshold of teacache")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--tea", type=float, default=0.06, help="threshold of teacache")
     parser.add_argument("--first", type=float, default=0.08, help="threshold of firstblock")
     parser.add_argument("--interval", type=int, default=3, help="interval of taylorseer")
     options = parser.parse_args()

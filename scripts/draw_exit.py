@@ -35,6 +35,7 @@ WEIGHTS = "vit_small_patch14_saliency_fp16.safetensors"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE, BATCH = 98, 32
 AGREEMENT = 0.9
+BLOCKS = (7, 10)
 RIDGE = 1.0
 SHOWN, BOX, GAP, MARGIN, HEAD, LABEL = 14, 96, 8, 28, 78, 30
 
@@ -163,16 +164,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, help="folder of the real weights")
     parser.add_argument("--output", type=Path, default=Path("docs/pictures/exit.png"))
-    parser.add_argument("--train", type=int, default=640, help="pictures to train on")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--train", type=int, default=800, help="pictures to train on")
+    parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
     torch.manual_seed(0)
     try:
         model = load_model(options.weights)
         lessons = load_emoji("train", options.train)
         fit_classes(model, lessons, len(read_emoji_index().classes))
-        adaptok.wrap(model, stack=["exit"])
-        training = train_exits(model, lessons.batches, epochs=options.epochs)
+        adaptok.wrap(model, stack=[{"name": "exit", "blocks": BLOCKS}])
+        training = train_exits(model, lessons.batches, epochs=options.epochs, keep=True)
         others = load_emoji("train", 500, start=options.train)
         made = calibrate_thresholds(model, others.batches, AGREEMENT)
         drawn = load_emoji("test", 200)

@@ -30,6 +30,13 @@ def make_dc(seed=0):
     return fill(DiT(config), seed).eval()
 
 
+def make_dcdit(layout="packed", seed=0):
+    config = adaptok.DCDiTConfig(
+        hidden_size=WIDTH, depth=DEPTH, num_heads=HEADS, latent_size=8, num_classes=5, layout=layout
+    )
+    return fill(adaptok.DCDiT(config), seed).eval()
+
+
 def make_research(seed=0):
     model = ResearchDiT((8, 12), hidden_size=WIDTH, depth=DEPTH, num_heads=HEADS)
     return fill(model, seed).eval()

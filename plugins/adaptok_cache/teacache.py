@@ -65,7 +65,7 @@ class TeaCache(StepCache):
 
     def __init__(
         self,
-        threshold: float = 0.2,
+        threshold: float = 0.06,
         coefficients: tuple[float, ...] = IDENTITY,
         signal: Signal = "input",
         steps: int | None = None,

@@ -101,6 +101,7 @@ def train_exits(
     compared: Compared = "classes",
     similarity: float = SIMILARITY,
     token_weight: float = 1.0,
+    keep: bool = False,
 ) -> ExitTraining:
     """Train the adapters and heads of a model's exits; the host teaches, and stays as it is.
 
@@ -117,6 +118,8 @@ def train_exits(
         compared: `"classes"`, or `"features"` for a model without classes.
         similarity: cosine from which on features count as the same.
         token_weight: weight of the distance of the tokens behind the last block.
+        keep: run the host once, and keep what the exits saw in memory for all epochs: `b s d`
+            numbers for each exit and for the end, of all batches.
 
     Returns:
         Losses and agreement.
@@ -143,9 +146,10 @@ def train_exits(
     losses: list[float] = []
     steps = 0
     with frozen(model, stage), torch.enable_grad():
+        kept = list(run_batches(model, batches, 0)) if keep else None
         for epoch in range(epochs):
             total, seen = 0.0, 0
-            for full in run_batches(model, batches, epoch):
+            for full in kept or run_batches(model, batches, epoch):
                 loss = torch.stack(
                     [
                         distance_between(answer_early(model, full, number), full.out, compared)
@@ -161,7 +165,7 @@ def train_exits(
             losses.append(total / seen)
         pooled: list[list[Tensor]] = [[] for _ in stage.judges]
         agreed: list[list[Tensor]] = [[] for _ in stage.judges]
-        for full in run_batches(model, batches, epochs):
+        for full in kept or run_batches(model, batches, epochs):
             for number, call in enumerate(full.record.exits):
                 with torch.no_grad():
                     out = answer_early(model, full, number)

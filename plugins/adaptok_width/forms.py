@@ -188,6 +188,11 @@ class ResearchForm(WidthForm):
     drops: tuple[str, str]
 
     @property
+    def known_inputs(self) -> tuple[str, ...]:
+        """Where the tokens of `adaptok.DCDiT` stand, which its blocks do not take."""
+        return ("rows",)
+
+    @property
     def attention(self) -> Any:  # noqa: ANN401
         """The child `attn`."""
         return self.block.attn
@@ -226,7 +231,7 @@ class ResearchForm(WidthForm):
         """Norm and modulate the tokens (see `WidthForm.enter`)."""
         parts = self.block._modules[self.modulation](call.condition)[:, None].chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        x = self.block.norm1(call.x) * (1 + scale1) + shift1
+        x = torch.addcmul(shift1, self.block.norm1(call.x), 1 + scale1)
         return Entered(x, gate1, shift2, scale2, gate2)
 
     def norm_again(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:

@@ -122,9 +122,9 @@ class BlockGates(nn.Module):
         heads, groups = self.step(call.timestep, blocks)
         made = []
         for number in range(heads.shape[1]):
-            parts = [self.draw_part(logits[:, number]) for logits in (heads, groups)]
+            on = [self.draw_part(logits[:, number]) for logits in (heads, groups)]
             tokens = self.mask_tokens(blocks.start + number, call, limit) if self.tokens else None
-            made.append(Masks(*parts, tokens))
+            made.append(Masks(heads=on[0], groups=on[1], tokens=tokens))
         return made
 
     def draw_part(self, logits: Float[Tensor, "b rest"]) -> Float[Tensor, "b parts"] | None:

@@ -60,7 +60,7 @@ def run_sliced(
     form.check(call)
     x, entered, y = attend(form, call, heads, None)
     if choose is None:
-        return x + entered.gate2 * run_mlp(form, y, groups, None), None
+        return torch.addcmul(x, entered.gate2, run_mlp(form, y, groups, None)), None
     kept, count = choose(y)
     b, s, d = y.shape
     flat = kept.flatten()
@@ -120,8 +120,8 @@ def attend(
     if mask is not None:
         mixed = mixed * mask[:, :, None, None].to(mixed.dtype)
     out = drop(form.dropouts[0], part.leave(mixed.transpose(1, 2).flatten(2)))
-    x = call.x + entered.gate1 * out
-    y = form.norm_again(x) * (1 + entered.scale2) + entered.shift2
+    x = torch.addcmul(call.x, entered.gate1, out)  # in one pass over the tokens
+    y = torch.addcmul(entered.shift2, form.norm_again(x), 1 + entered.scale2)
     return x, entered, y
 
 

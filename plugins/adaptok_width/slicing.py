@@ -106,8 +106,7 @@ def slice_heads(form: WidthForm, heads: Sequence[int]) -> HeadSlice:
             for part in range(parts)
             for first, last in runs
         )
-        bias = None if layer.bias is None else take_runs(layer.bias, 0, rows)
-        layers.append(Layer(take_runs(layer.weight, 0, rows), bias))
+        layers.append(Layer(take_runs(layer.weight, 0, rows), cut_bias(layer.bias, rows)))
     columns = scale_runs(runs, width)
     return HeadSlice(
         len(heads), tuple(layers), Layer(take_runs(leave.weight, 1, columns), leave.bias)
@@ -129,11 +128,15 @@ def slice_groups(form: WidthForm, groups: Sequence[int], count: int) -> GroupSli
     if len(groups) == count:
         return GroupSlice(Layer(grow.weight, grow.bias), Layer(shrink.weight, shrink.bias))
     rows = scale_runs(find_runs(groups), form.hidden // count)
-    bias = None if grow.bias is None else take_runs(grow.bias, 0, rows)
     return GroupSlice(
-        Layer(take_runs(grow.weight, 0, rows), bias),
+        Layer(take_runs(grow.weight, 0, rows), cut_bias(grow.bias, rows)),
         Layer(take_runs(shrink.weight, 1, rows), shrink.bias),
     )
+
+
+def cut_bias(bias: Float[Tensor, " rows"] | None, rows: Runs) -> Float[Tensor, " kept"] | None:
+    """Return runs of a bias, where there is one."""
+    return None if bias is None else take_runs(bias, 0, rows)
 
 
 def scale_runs(runs: Runs, size: int) -> Runs:

@@ -41,7 +41,6 @@ class DynamicWidth(Stage):
         gate_heads: choose heads.
         groups: channel groups of an MLP; None takes as many as heads, 1 does not choose channels.
         gate_tokens: choose tokens for the MLP.
-        mlp_keep: share of the tokens that run an MLP, by rank; None leaves it to the router.
         steps: length of the host's scale of steps: 1000 for DiT, 1 for SiT.
         start: logit of everything in the beginning.
         temperature: of the sigmoid whose gradient decisions have.
@@ -76,7 +75,6 @@ class DynamicWidth(Stage):
         gate_heads: bool = True,
         groups: int | None = None,
         gate_tokens: bool = True,
-        mlp_keep: float | None = None,
         steps: float = 1000.0,
         start: float = 5.0,
         temperature: float = 5.0,
@@ -85,8 +83,6 @@ class DynamicWidth(Stage):
     ) -> None:
         super().__init__()
         check_share("target", target)
-        if mlp_keep is not None:
-            check_share("mlp_keep", mlp_keep)
         for option, value in (("steps", steps), ("start", start), ("temperature", temperature)):
             if not 0.0 < value < math.inf:
                 raise ConfigError(f"{option} of 'width' is a finite number above 0, got {value!r}")
@@ -97,7 +93,7 @@ class DynamicWidth(Stage):
         if not gate_heads and groups == 1 and not gate_tokens:
             raise ConfigError("'width' has nothing to choose: neither heads, channels nor tokens")
         self.target, self.gate_heads, self.gate_tokens = target, gate_heads, gate_tokens
-        self.groups, self.mlp_keep = groups, mlp_keep
+        self.groups = groups
         self.steps, self.start, self.temperature = steps, start, temperature
         self.timesteps, self.cache_mb = tuple(timesteps), cache_mb
         self.current_target = target
@@ -105,8 +101,6 @@ class DynamicWidth(Stage):
         self.table = StepTable(int(cache_mb * MIB))
         self.forms: dict[int, WidthForm] = {}
         self.limit = Budget()
-        if mlp_keep is not None:
-            self.limit_tokens(keep=mlp_keep)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what follows from weights: a copy makes it again."""
@@ -174,6 +168,8 @@ class DynamicWidth(Stage):
         drop: Amount | None = None,
     ) -> None:
         """Say how many tokens run each MLP from now on; nothing given: the router's threshold.
+
+        Like a budget, it belongs to the run and is not saved.
 
         Args:
             keep: share of the grid tokens of a block, one number or one per sample.

@@ -202,6 +202,19 @@ def test_in_half_precision_and_under_autocast():
     assert len(set(step.depths.tolist())) > 1
 
 
+def test_blocks_are_compiled_around_the_decisions():
+    model = wrap_exits()
+    out, _ = run_traced(model, IMAGES)
+    adaptok.compile(model, backend="eager")
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(model(IMAGES), out, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(model(IMAGES[:3]), out[:3], rtol=1e-5, atol=1e-5)
+    finally:
+        adaptok.unwrap(model)
+        torch.compiler.reset()
+
+
 def test_places():
     assert find_places(None, 0, 12) == ((0, 6), (1, 9))
     assert find_places(None, 0, 2) == ((0, 1),)

@@ -11,7 +11,15 @@ from adaptok_exit.calibration import (
 )
 from adaptok_exit.comparing import compare, distance_between
 from adaptok_exit.training import judge_loss, token_loss, train_exits
-from exit_oracles import IMAGES, draw_task, make_task_vit, run_traced, stage_of, wrap_exits
+from exit_oracles import (
+    IMAGES,
+    count_samples,
+    draw_task,
+    make_task_vit,
+    run_traced,
+    stage_of,
+    wrap_exits,
+)
 
 import adaptok
 from adaptok.errors import ConfigError, DataError, NotWrappedError
@@ -255,6 +263,21 @@ def test_settings_out_of_range_and_spent_generators_are_refused():
     other = adaptok.wrap(make_vit(6), stack=[{"name": "exit", "blocks": (3,)}])
     with pytest.raises(ConfigError, match=r"each of the 1 exits.*got 2"):
         made.apply(other)
+
+
+def test_a_host_that_runs_once_teaches_the_same():
+    batches = draw_task(64, seed=1).split(16)
+    reports, states = [], []
+    for keep in (False, True):
+        torch.manual_seed(0)
+        model = adaptok.wrap(make_task_vit(), stack=["exit"])
+        counts = count_samples(model.blocks.blocks)
+        counts[:] = [0] * 6
+        reports.append(train_exits(model, batches, epochs=2, keep=keep))
+        states.append(model.state_dict())
+        assert counts == [64 if keep else 3 * 64] * 6
+    assert reports[0] == reports[1]
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
 
 
 def test_modes_come_back():

@@ -40,7 +40,9 @@ def check_sample(merge, sample, x, sizes, start, metric, r, length):
 
 
 @settings(max_examples=60, deadline=None)
-@given(m=st.integers(2, 15), start=st.integers(0, 5), share=st.floats(0, 1), seed=st.integers(0, 99))
+@given(
+    m=st.integers(2, 15), start=st.integers(0, 5), share=st.floats(0, 1), seed=st.integers(0, 99)
+)
 def test_one_number_for_all(m, start, share, seed):
     metric, x, sizes = draw(2, m, start, seed)
     r = round(share * (m // 2))

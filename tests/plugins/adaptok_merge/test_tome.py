@@ -314,3 +314,16 @@ def test_settings_show():
     vit = adaptok.wrap(make_vit(), stack=[ToMe((6, -0.5))])
     assert "r=[6, -0.5], site='auto'" in repr(vit.blocks)
     assert "threshold=0.5" in repr(adaptok.wrap(make_vit(), stack=[ToMe(threshold=0.5)]).blocks)
+
+
+def test_beside_a_stage_that_prunes():
+    vit = adaptok.wrap(make_vit(), stack=[{"name": "evit", "keep_rate": 0.8}, ToMe(3)])
+    step = trace(vit, IMAGES)
+    (plan,) = step.plans
+    counts = [(event.stage, event.counts[0]) for event in plan.events if event.stage == "tome"]
+    before = [event.counts[0] for event in plan.events if event.stage == "evit"]
+    assert [count for _, count in counts] == [m - min(3, m // 2) for m in before]
+    assert step.kept.tolist() == [counts[-1][1]] * 3
+    assert step.provenance.token.min() == 0  # EViT fuses: no cell is lost
+    for row in step.provenance.token:
+        assert sorted(set(row.tolist())) == list(range(counts[-1][1]))

@@ -21,14 +21,12 @@ from benchmarks.architectures.facebook_models import DiTBlock as ResearchBlock
     [
         ({"target": 0.0}, "target of 'width' is a share in .0, 1., got 0.0"),
         ({"target": 1.5}, "target of 'width' is a share"),
-        ({"mlp_keep": 0.0}, "mlp_keep of 'width' is a share"),
         ({"groups": 0}, "groups of 'width' is a whole number of at least 1, got 0"),
         ({"steps": 0.0}, "steps of 'width' is a finite number above 0, got 0.0"),
         ({"start": float("inf")}, "start of 'width' is a finite number above 0, got inf"),
         ({"temperature": -1.0}, "temperature of 'width' is a finite number above 0"),
         ({"cache_mb": -1.0}, "cache_mb of 'width' is a finite number from 0 on"),
         ({"gate_heads": False, "groups": 1, "gate_tokens": False}, "has nothing to choose"),
-        ({"mlp_keep": 0.5, "gate_tokens": False}, "needs gate_tokens=True"),
         ({"head": 3}, "head"),
     ],
 )

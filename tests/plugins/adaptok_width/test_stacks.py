@@ -5,7 +5,15 @@ import copy
 import pytest
 import torch
 from reducers import DropOdd, Leave, MergeEnd
-from width_oracles import OracleBlock, fill_gates, make_dc, make_inputs, make_research, wrap_width
+from width_oracles import (
+    OracleBlock,
+    fill_gates,
+    make_dc,
+    make_dcdit,
+    make_inputs,
+    make_research,
+    wrap_width,
+)
 
 import adaptok
 from adaptok.counting import count_operations
@@ -175,3 +183,36 @@ def test_training_inside_dc():
     assert {"ratio", "width"} <= set(losses)
     ((out**2).mean() + losses["width"] + losses["ratio"]).backward()
     assert all(p.grad is not None for p in stage.parameters())
+
+
+class TestReferenceModel:
+    """Width inside `adaptok.DCDiT`: its blocks run on tokens that its own chunker left."""
+
+    @pytest.mark.parametrize("layout", ["packed", "bucketed", "fixed"])
+    def test_a_fresh_width_is_the_model(self, layout):
+        model = make_dcdit(layout)
+        inputs = make_inputs(model)
+        keep = 0.4 if layout == "fixed" else [0.9, 0.2, 0.5]
+        with torch.no_grad():
+            expected = model(*inputs, keep=keep)
+            adaptok.wrap(model, stack=["width"])
+            assert error(model(*inputs, keep=keep), expected) < 1e-5
+            adaptok.unwrap(model)
+            assert torch.equal(model(*inputs, keep=keep), expected)
+
+    def test_samples_alone_and_fewer_operations(self):
+        plain = make_dcdit()
+        model, _ = wrap_width(copy.deepcopy(plain))
+        inputs, keeps = make_inputs(model), [0.9, 0.2, 0.5]
+        with torch.no_grad():
+            together = model(*inputs, keep=keeps)
+            for sample, keep in enumerate(keeps):
+                alone = model(*(value[sample : sample + 1] for value in inputs), keep=keep)
+                assert error(alone[0], together[sample]) < 1e-5
+            assert error(plain(*inputs, keep=keeps), together) > 0.005
+        counts = []
+        for one in (plain, model):
+            with torch.no_grad(), count_operations() as counter:
+                one(*inputs, keep=keeps)
+            counts.append(counter.get_total_flops())
+        assert counts[1] < counts[0]
