@@ -134,11 +134,20 @@ class AdaptiveBlocks(Regional, BlockContainer):
         numbers = self.take_numbers()
         call = self.backbone.read(numbers, args, kwargs)
         if isinstance(call, tuple):
-            groups = [replace(part, numbers=numbers, checkpoint=checkpoint) for part in call]
+            scale = self.backbone.timestep_scale
+            groups = [
+                replace(part, numbers=numbers, checkpoint=checkpoint, timestep_scale=scale)
+                for part in call
+            ]
             return self.backbone.write_groups(run_groups(self, groups))
         step = numbers.spread_timestep(call.x) if call.timestep is None else call.timestep
         call = replace(
-            call, numbers=numbers, observers=self.observers, checkpoint=checkpoint, timestep=step
+            call,
+            numbers=numbers,
+            observers=self.observers,
+            checkpoint=checkpoint,
+            timestep=step,
+            timestep_scale=self.backbone.timestep_scale,
         )
         if self.proof is not None and not torch.compiler.is_compiling():
             self.proof(self, call)

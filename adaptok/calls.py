@@ -153,6 +153,7 @@ class BlockCall:
         has_class: whether row 0 is a class token. Prefix tokens alone do not say so: they may be
             registers or text.
         part: which samples of the host's batch these are; None means all.
+        timestep_scale: the steps of pure noise and of a clean image, where the family has one.
 
     Raises:
         HandOverError: the sequence has no room for the cells of the grid.
@@ -180,6 +181,7 @@ class BlockCall:
     timestep: Float[Tensor, " b"] | Int[Tensor, " b"] | None = None
     has_class: bool = False
     part: Part | None = None
+    timestep_scale: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.start + self.num_cells > self.x.shape[1]:

@@ -150,7 +150,8 @@ def options_of(cls: type[nn.Module]) -> type[Config]:
 def check_options(cls: type[nn.Module], options: Mapping[str, Any]) -> None:
     """Raise a `ConfigError` unless a constructor takes these options."""
     accepted = options_of(cls)
-    values = {name: value for name, value in options.items() if name not in FACTS}
+    known = inspect.signature(cls.__init__).parameters
+    values = {name: value for name, value in options.items() if name not in {*FACTS} & {*known}}
     try:
         accepted.model_validate(values)
     except ConfigError:

@@ -190,6 +190,7 @@ def main() -> int:
     parser.add_argument("--first", type=float, default=0.08, help="threshold of firstblock")
     parser.add_argument("--interval", type=int, default=3, help="interval of taylorseer")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # so that the processor's time is that of the work
     try:
         stages: dict[str, StepCache] = {
             f"teacache, threshold {options.tea:g}": TeaCache(options.tea),

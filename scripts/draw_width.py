@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ from adaptok.train.data import load_emoji
 
 CONFIG = {"hidden_size": 128, "depth": 5, "num_heads": 8, "patch_size": 2, "in_channels": 3}
 SIDE, BATCH, TARGET, SHOWN = 16, 16, 0.5, 50
-MARGIN, HEAD, LABEL, WIDE, TALL, GAP = 62, 62, 22, 470, 190, 40
+MARGIN, HEAD, LABEL, WIDE, TALL, GAP, LOW = 84, 84, 24, 440, 230, 100, 150
 
 
 class Lessons:
@@ -124,6 +125,14 @@ def measure_tokens(
     return torch.tensor(shares)
 
 
+def label_steps(axes: Any, steps: int) -> None:  # noqa: ANN401 - matplotlib has no types
+    """Write the first, the middle and the last step below axes, inside their width."""
+    labels = ["t = 999, noise", "t = 500", "t = 0, image"]
+    axes.set_xticks([0, steps // 2, steps - 1], labels)
+    for text, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+        text.set_ha(side)
+
+
 def draw_masks(
     canvas: Canvas, place: tuple[int, int], title: str, mask: npt.NDArray[np.bool_], colour: str
 ) -> None:
@@ -144,13 +153,18 @@ def draw_masks(
     for block in range(blocks):
         rows[block * (parts + 1) : block * (parts + 1) + parts] = mask[:, block].T
     axes.imshow(
-        rows, aspect="auto", interpolation="nearest", cmap=ListedColormap(["#E4E7ED", colour])
+        rows,
+        aspect="auto",
+        interpolation="nearest",
+        vmin=0,
+        vmax=1,
+        cmap=ListedColormap(["#E4E7ED", colour]),
     )
     axes.yaxis.set_major_locator(
         FixedLocator([b * (parts + 1) + parts / 2 - 0.5 for b in range(blocks)])
     )
     axes.set_yticklabels([f"block {b}" for b in range(blocks)])
-    axes.set_xticks([0, steps // 2, steps - 1], ["t = 999, noise", "t = 500", "t = 0, image"])
+    label_steps(axes, steps)
     axes.tick_params(labelsize=SMALL, colors=QUIET, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -172,31 +186,35 @@ def draw(options: argparse.Namespace) -> None:
         f"heads {heads.mean():.3f}, channels {groups.mean():.3f}"
     )
     width = 2 * WIDE + 2 * MARGIN + GAP
-    canvas = make_canvas(width, HEAD + 2 * TALL + 2 * GAP + 60)
-    title = "What a tiny DiT, trained to half its operations, runs at each step"
+    canvas = make_canvas(width, HEAD + TALL + 2 * LABEL + 40 + LOW + 40)
+    title = "What a tiny DiT runs at each step, trained briefly towards one half"
     canvas.text(MARGIN, 14, title, size=TITLE, bold=True)
     kinds = (
-        (MARGIN, "Heads of attention (dark: runs)", masks.heads, COLOURS[0]),
+        (MARGIN, "Heads (coloured: runs)", masks.heads, COLOURS[0]),
         (
-            MARGIN + WIDE + GAP + 30,
-            "Channel groups of the MLP (dark: runs)",
+            MARGIN + WIDE + GAP,
+            "Channel groups (coloured: runs)",
             masks.groups,
             COLOURS[1],
         ),
     )
     for left, label, mask, colour in kinds:
         draw_masks(canvas, (left, HEAD), label, mask.numpy(), colour)
-    axes = canvas.axes(MARGIN, HEAD + TALL + 2 * GAP, 2 * WIDE + GAP + 30, 130)
+    top = HEAD + TALL + 2 * LABEL + 40
+    axes = canvas.axes(MARGIN, top, 2 * WIDE + GAP, LOW)
     axes.plot(shares, color=COLOURS[2], lw=1.8, label="with tokens that skip the MLP")
     axes.plot(without, color=COLOURS[3], lw=1.8, ls="--", label="heads and channels alone")
     axes.axhline(TARGET, color=QUIET, lw=0.8, ls=":")
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.5)
+    axes.set_yticks([0, 0.5, 1])
     axes.set_xlim(0, SHOWN - 1)
-    axes.set_xticks([0, SHOWN // 2, SHOWN - 1], ["t = 999, noise", "t = 500", "t = 0, image"])
+    label_steps(axes, SHOWN)
     axes.tick_params(labelsize=SMALL, colors=QUIET, length=2)
     axes.legend(fontsize=SMALL, frameon=False, loc="upper left", ncols=2)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
     canvas.text(
-        MARGIN, HEAD + TALL + 2 * GAP - LABEL, "Share of the operations of the blocks", bold=True
+        MARGIN, top - LABEL, "Share of the operations of the blocks (dotted: target)", bold=True
     )
     print(save_figure(canvas.figure, options.output))
 

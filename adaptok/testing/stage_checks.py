@@ -37,7 +37,7 @@ from adaptok.wrapping import wrap
 
 UNCHANGED = (
     *("grid", "start", "cells", "numbers", "shared", "condition", "observers", "checkpoint"),
-    *("timestep", "has_class", "part"),
+    *("timestep", "has_class", "part", "timestep_scale"),
 )
 
 
