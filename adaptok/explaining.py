@@ -65,8 +65,10 @@ class Explanation:
             settings = ", ".join(f"{key}={value}" for key, value in stage.settings.items())
             lines.append(f"{'  ' * number}{stage.name} ({stage.axis}): {settings}")
             indent = "  " * (number + 1)
-            for text in (stage.why, *stage.notes):
-                lines.append(fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent))
+            lines += [
+                fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
+                for text in (stage.why, *stage.notes)
+            ]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Claim: methods for tokens work on models with real weights, without training, and here is how well.
+"""Claim: methods for tokens work on models with real weights, without training.
 
 Features of the wrapped model are compared with a gallery of features of the unwrapped one: k-NN
 accuracy on emoji categories and the cosine of centred features. Nothing is chosen on these

@@ -108,15 +108,17 @@ def test_neighbours_share_one_loop():
     token = step.provenance.token[0]
     assert token.max() == 6
     assert token[:4].tolist() == [0, -1, 1, -1]
+    fresh = make_host()
+    adaptok.wrap(fresh, stack=[MergeEnd(r=2), DropOdd(block=1, fill=0.0)], verify=False)
     with pytest.raises(StackError, match=r"'merge-end' and 'drop-odd' share one loop and restore"):
-        fresh = make_host()
-        adaptok.wrap(fresh, stack=[MergeEnd(r=2), DropOdd(block=1, fill=0.0)], verify=False)
         fresh(IMAGES)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_provenance_goes_through_a_chunker_and_what_runs_inside_it(grouped):
-    model = adaptok.wrap(make_host(), chunker="dc", router="norm", stack=[MergeEnd(r=2)], budget=0.5)
+    model = adaptok.wrap(
+        make_host(), chunker="dc", router="norm", stack=[MergeEnd(r=2)], budget=0.5
+    )
     with adaptok.budget(model, keep=[0.3, 0.9, 0.5] if grouped else 0.5):
         out, step = run(model)
     assert step.stages == ("dc", "merge-end")

@@ -9,13 +9,13 @@ from itertools import combinations
 
 import pytest
 import torch
-from benchmarks.architectures import find_case
 
 import adaptok
 from adaptok.chunking import Provenance
 from adaptok.errors import StackError
 from adaptok.testing import make_vit
 from adaptok.testing.models import fill_weights
+from benchmarks.architectures import find_case
 
 # each method at full budget, where it must change nothing, and where it saves
 DIT = {

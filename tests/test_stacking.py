@@ -55,7 +55,9 @@ def test_a_chunker_in_the_stack_is_the_same_as_chunker():
 
 def test_two_chunkers_in_a_row_are_refused_with_the_reason():
     vit = make_vit()
-    with pytest.raises(StackError, match=r"'dc-2' both need every grid cell.*nearest .* is \['dc'\]"):
+    with pytest.raises(
+        StackError, match=r"'dc-2' both need every grid cell.*nearest .* is \['dc'\]"
+    ):
         adaptok.wrap(vit, chunker="dc", stack=["dc"], budget=0.5)
     assert not adaptok.is_wrapped(vit)
 

@@ -1,4 +1,4 @@
-"""The adapter of the reference model itself: stages around the blocks that run on its short tokens."""
+"""The adapter of the reference model: stages around the blocks that run on its short tokens."""
 
 from typing import Any, Self
 

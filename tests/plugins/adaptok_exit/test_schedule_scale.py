@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from benchmarks.architectures import find_case
 
 import adaptok
 from adaptok.errors import ConfigError, HandOverError
+from benchmarks.architectures import find_case
 
 
 def test_the_scale_of_the_family_is_used():
