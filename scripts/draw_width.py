@@ -1,6 +1,6 @@
 """Draw which heads and channel groups a shortly trained tiny DiT runs at each step.
 
-Usage: python scripts/draw_width.py [--steps 600] [--host-steps 600] [--output FILE]
+Usage: python scripts/draw_width.py [--steps 400] [--host-steps 250] [--output FILE]
 
 A tiny DiT is trained on shipped emoji, then wrapped by `stack=["width"]` and trained on, with the
 three losses of DyDiT, to run half of its operations. Some minutes on a CPU.
@@ -222,8 +222,8 @@ def draw(options: argparse.Namespace) -> None:
 def main() -> int:
     """Read the arguments, draw, and return an exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--host-steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--host-steps", type=int, default=250)
     parser.add_argument("--output", type=Path, default=Path("docs/pictures/dydit.png"))
     try:
         draw(parser.parse_args())

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from adaptok import BlockCall
-from adaptok_width.forms import Entered, WidthForm
+from adaptok_width.forms import WidthForm
 from adaptok_width.slicing import GroupSlice, HeadSlice, slice_groups, slice_heads
 
 # Takes what the MLP would take, and says which tokens run it.
@@ -59,9 +59,9 @@ def run_sliced(
         The tokens after the block, and the share of each sample's tokens that ran the MLP.
     """
     form.check(call)
-    x, entered, y = attend(form, call, heads, None)
+    x, gate, y = attend(form, call, heads, None)
     if choose is None:
-        return torch.addcmul(x, entered.gate2, run_mlp(form, y, groups, None)), None
+        return torch.addcmul(x, gate, run_mlp(form, y, groups, None)), None
     kept, count = choose(y)
     b, s, d = y.shape
     flat = kept.flatten()
@@ -69,7 +69,7 @@ def run_sliced(
     found = flat.nonzero() if count is None else flat.nonzero_static(size=count)
     rows = found[:, 0]
     out = run_mlp(form, y.reshape(b * s, d).index_select(0, rows), groups, None)
-    moved = entered.gate2[:, 0].index_select(0, rows // s) * out
+    moved = gate[:, 0].index_select(0, rows // s) * out
     x = x.reshape(b * s, d).index_add(0, rows, moved.to(x.dtype)).view(b, s, d)
     return x, kept.float().mean(1)
 
@@ -90,11 +90,11 @@ def run_masked(
     """
     form.check(call)
     whole = slice_heads(form, range(form.heads))
-    x, entered, y = attend(form, call, whole, masks.heads)
+    x, gate, y = attend(form, call, whole, masks.heads)
     spread = None
     if masks.groups is not None:
         spread = masks.groups.repeat_interleave(form.hidden // group_count, dim=1)[:, None]
-    out = entered.gate2 * run_mlp(form, y, slice_groups(form, (0,), 1), spread)
+    out = gate * run_mlp(form, y, slice_groups(form, (0,), 1), spread)
     if masks.tokens is None:
         return x + out, None
     kept = masks.tokens(y)
@@ -103,11 +103,11 @@ def run_masked(
 
 def attend(
     form: WidthForm, call: BlockCall, part: HeadSlice, mask: Float[Tensor, "b heads"] | None
-) -> tuple[Float[Tensor, "b s d"], Entered, Float[Tensor, "b s d"]]:
+) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b 1 d"], Float[Tensor, "b s d"]]:
     """Run the first half of a block.
 
     Returns:
-        The tokens after attention, what the block made of its condition, and what the MLP takes.
+        The tokens after attention, the gate of the MLP, and what the MLP takes.
     """
     entered = form.enter(call)
     split = (-1, part.heads, form.leave.in_features // form.heads)
@@ -123,7 +123,7 @@ def attend(
     out = drop(form.dropouts[0], part.leave(mixed.transpose(1, 2).flatten(2)))
     x = torch.addcmul(call.x, entered.gate1, out)  # in one pass over the tokens
     y = torch.addcmul(entered.shift2, form.norm_again(x), 1 + entered.scale2)
-    return x, entered, y
+    return x, entered.gate2, y
 
 
 def run_mlp(
