@@ -85,6 +85,8 @@ def wrap(
         ProbeError: the wrap would not do what it promises. After each of these errors the model
             is as it was before.
         ConfigError: an option does not exist or has a wrong value.
+        BudgetError: a budget came, and no stage takes one.
+        StackError: the stages cannot run together, or not on this host.
         UnknownNameError: there is no part of that name.
 
     Example:
@@ -115,6 +117,7 @@ def wrap(
             "budget": BudgetConfig.from_budget(limit),
         }
     )
+    check_budgeted(limit, stages)
     device, dtype = device_of(model), dtype_of(model)
     for stage in stages.values():
         stage.to(device=device, dtype=dtype)
@@ -269,6 +272,16 @@ def resolve_budget(budget: BudgetSpec | str | None) -> Budget:
             f'budget is a number, a mapping such as {{"drop": 0.3}} or a Budget, got {budget!r}'
         )
     return Budget(keep=budget)
+
+
+def check_budgeted(limit: Budget, stages: Mapping[str, Stage]) -> None:
+    """Raise a `BudgetError` where a budget came and no stage takes one."""
+    if limit.is_natural or any(isinstance(stage, Budgeted) for stage in stages.values()):
+        return
+    raise BudgetError(
+        f"budget={limit.describe()!r} is for stages that make tokens fewer, and none of "
+        f"{', '.join(map(repr, stages))} does: leave it out, or set their own options"
+    )
 
 
 def attach(

@@ -4,7 +4,7 @@ import pytest
 from reducers import DropOdd, Leave, MergeEnd
 
 import adaptok
-from adaptok.errors import ConfigError, StackError
+from adaptok.errors import BudgetError, ConfigError, StackError
 from adaptok.testing import make_vit
 
 
@@ -64,6 +64,11 @@ def test_refusals_name_the_reason_and_the_nearest_stack(stack, message):
         adaptok.wrap(model, stack=stack, budget=0.5, verify=False)
     assert model.state_dict().keys() == before
     assert not adaptok.is_wrapped(model)
+
+
+def test_a_budget_that_nobody_takes_is_refused():
+    with pytest.raises(BudgetError, match="none of 'slice' does: leave it out"):
+        wrap([Slice()])
 
 
 def test_a_stage_can_be_given_as_the_chunker():

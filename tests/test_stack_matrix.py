@@ -72,7 +72,8 @@ def give_inputs(kind, model):
 def wrap(kind, names, model, full, **options):
     methods = DIT if kind == "dit" else VIT
     stack = [copy.deepcopy(methods[name][0 if full else 1]) for name in names]
-    options = {"budget": 1.0 if full else 0.5} | options
+    if TOKENS & set(names):
+        options = {"budget": 1.0 if full else 0.5} | options
     adaptok.wrap(model, stack=stack, verify=False, **options)
     randomise_parts(model, names)
     return model
