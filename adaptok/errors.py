@@ -46,6 +46,10 @@ class CheckpointError(AdaptokError, ValueError):
     """A checkpoint is missing, truncated, foreign, or belongs to another model."""
 
 
+class ProfileError(AdaptokError, ValueError):
+    """A profile of settings belongs to another model, grid, sampler or stage, or is no profile."""
+
+
 class DataError(AdaptokError, ValueError):
     """A data set cannot be read, is empty, or does not have the expected layout."""
 

@@ -14,6 +14,7 @@ FITTING = {
     "RoutingError": ValueError,
     "ConfigError": ValueError,
     "CheckpointError": ValueError,
+    "ProfileError": ValueError,
     "DataError": ValueError,
     "StorageError": OSError,
     "MissingPackageError": ImportError,

@@ -11,6 +11,7 @@ from adaptok.cli.bench import bench
 from adaptok.cli.demo import demo
 from adaptok.cli.distill import distill
 from adaptok.cli.doctor import doctor
+from adaptok.cli.explain import explain
 from adaptok.cli.plan import plan
 from adaptok.cli.sample import sample
 from adaptok.cli.terminal import SpeakingGroup, out
@@ -58,6 +59,7 @@ app.command()(sample)
 app.command()(tune)
 app.command()(distill)
 app.command()(doctor)
+app.command()(explain)
 app.command()(bench)
 app.command()(plan)
 
