@@ -1,5 +1,6 @@
 """What a stage implements whose settings are fitted to data, and the records that it fits from."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
@@ -221,6 +222,11 @@ class Calibrated(Protocol):
         """
 
 
+def as_calibrated(stage: object) -> Calibrated | None:
+    """Return a stage if it has settings that are fitted to data."""
+    return stage if isinstance(stage, Calibrated) else None
+
+
 def read_wanted(
     stage: str, wanted: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -259,3 +265,31 @@ def read_setting(stage: str, settings: Mapping[str, Any], names: Sequence[str]) 
             f"settings of {stage!r} are {', '.join(names)}, got {', '.join(map(str, settings))}"
         )
     return [settings[name] for name in names]
+
+
+def flatten_records(records: Mapping[str, CalibrationRecord]) -> dict[str, Tensor]:
+    """Return records as tensors; names of stages hold no dot."""
+    return {
+        f"{stage}.{name}": value
+        for stage, record in records.items()
+        for name, value in record.to_tensors().items()
+    }
+
+
+def gather_records(tensors: Mapping[str, Tensor]) -> dict[str, CalibrationRecord]:
+    """Return what `flatten_records` was given."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        stage, _, name = key.partition(".")
+        parts.setdefault(stage, {})[name] = value
+    return {stage: CalibrationRecord.from_tensors(found) for stage, found in parts.items()}
+
+
+def sign_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return a fingerprint of tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()[:16]

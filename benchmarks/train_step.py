@@ -33,7 +33,7 @@ from adaptok.measure import measure_interleaved, measure_peak
 
 
 def make_models(options: argparse.Namespace, device: torch.device) -> dict[str, torch.nn.Module]:
-    """Return both models, and each once more with checkpointed blocks."""
+    """Return both models, and each once more with parts that are computed again."""
     side, b = options.latent, options.batch
     counts = spread_counts(b, side * side, (side // PATCH) ** 2, SPREAD)
     prob = make_probabilities(counts, side * side).to(device)
@@ -48,6 +48,8 @@ def make_models(options: argparse.Namespace, device: torch.device) -> dict[str, 
         models[f"DiT/{PATCH}{behind}"] = DiT(DiTConfig(patch_size=PATCH, **shared))
         adaptive = adaptok.DCDiT(adaptok.DCDiTConfig(**shared))
         models[f"DC-DiT{behind}"] = adaptive
+    shared["gradient_checkpointing"] = "convolutions"
+    models["DC-DiT, convolutions again"] = adaptok.DCDiT(adaptok.DCDiTConfig(**shared))
     for name, model in models.items():
         model.to(device).train()
         fill(model)

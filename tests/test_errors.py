@@ -12,6 +12,7 @@ FITTING = {
     "LabelError": ValueError,
     "BudgetError": ValueError,
     "RoutingError": ValueError,
+    "ReductionError": ValueError,
     "ConfigError": ValueError,
     "CheckpointError": ValueError,
     "ProfileError": ValueError,

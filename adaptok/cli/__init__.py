@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from adaptok.cli.bench import bench
+from adaptok.cli.calibrate import calibrate
 from adaptok.cli.demo import demo
 from adaptok.cli.distill import distill
 from adaptok.cli.doctor import doctor
+from adaptok.cli.evaluate import evaluate
 from adaptok.cli.explain import explain
 from adaptok.cli.plan import plan
 from adaptok.cli.sample import sample
@@ -60,7 +62,9 @@ app.command()(tune)
 app.command()(distill)
 app.command()(doctor)
 app.command()(explain)
+app.command()(evaluate)
 app.command()(bench)
 app.command()(plan)
+app.command()(calibrate)
 
 __all__ = ["app"]

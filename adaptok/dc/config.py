@@ -35,7 +35,6 @@ class TransformerConfig(Config):
         in_channels: channels of a latent.
         num_classes: classes without the null class.
         learn_sigma: also predict the variance (the output has twice the channels).
-        gradient_checkpointing: compute activations of the blocks again for the gradient.
     """
 
     scale: Scale | None = None
@@ -46,7 +45,6 @@ class TransformerConfig(Config):
     in_channels: Positive = 4
     num_classes: Positive = 1000
     learn_sigma: bool = True
-    gradient_checkpointing: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -115,6 +113,9 @@ class DCDiTConfig(TransformerConfig):
             diffusers; 0 as in DiT.
         condition_norm: adapt the condition of encoder, decoder and final layer by a LayerNorm.
         train_embedders: whether the embedders of time and label are trained.
+        gradient_checkpointing: what is computed again for the gradient: True for all of it,
+            `"convolutions"` for encoder and decoder only, which work on all cells and so hold
+            most activations for their few operations.
 
     Raises:
         ConfigError: an unknown option, a value out of range, or sizes that do not fit.
@@ -128,6 +129,7 @@ class DCDiTConfig(TransformerConfig):
         adaptok.errors.ConfigError: DCDiTConfig is not valid: ...
     """
 
+    gradient_checkpointing: bool | Literal["convolutions"] = False
     narrowing: Positive = 4
     encoder_blocks: Positive = 2
     decoder_blocks: Positive = 2
@@ -156,6 +158,7 @@ class DiTConfig(TransformerConfig):
 
     Args:
         patch_size: cells per side of a patch; it divides the latent size.
+        gradient_checkpointing: compute activations of the blocks again for the gradient.
 
     Example:
         >>> DiTConfig(scale="S", patch_size=2).grid
@@ -163,6 +166,7 @@ class DiTConfig(TransformerConfig):
     """
 
     patch_size: Positive = 2
+    gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
     def check_patch(self) -> "DiTConfig":

@@ -252,12 +252,14 @@ class DCDiT(Regional, Budgeted):
 
     @property
     def recomputes(self) -> bool:
-        """Whether activations are computed again for the gradient, and not kept."""
-        return self.config.gradient_checkpointing and torch.is_grad_enabled()
+        """Whether activations of the blocks are computed again for the gradient, and not kept."""
+        return self.config.gradient_checkpointing is True and torch.is_grad_enabled()
 
     def recomputed(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return a part of the model so that it keeps no activations, where that was asked for."""
-        return partial(checkpoint, run, use_reentrant=False) if self.recomputes else run
+        if not self.config.gradient_checkpointing or not torch.is_grad_enabled():
+            return run
+        return partial(checkpoint, run, use_reentrant=False)
 
     def restore(self, kept: Tokens, plan: ChunkPlan, before: Tokens, condition: Tensor) -> Tensor:
         """Give all cells their features again, and turn them into a latent."""

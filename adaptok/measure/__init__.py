@@ -2,6 +2,15 @@
 
 from adaptok.measure.agreement import Agreement, compare_outputs
 from adaptok.measure.benchmarking import benchmark
+from adaptok.measure.distances import (
+    Distances,
+    Estimate,
+    compare_features,
+    frechet_distance,
+    kernel_distance,
+    measure_floor,
+)
+from adaptok.measure.extractors import FeatureExtractor, extract_features, load_extractor
 from adaptok.measure.flops import FlopCount, count_flops, count_flops_by_part
 from adaptok.measure.latency import Candidate, Timing, measure_interleaved, measure_ms
 from adaptok.measure.machine import Machine, describe_machine
@@ -18,6 +27,9 @@ __all__ = [
     "BenchmarkReport",
     "BenchmarkRow",
     "Candidate",
+    "Distances",
+    "Estimate",
+    "FeatureExtractor",
     "FlopCount",
     "LiveMemory",
     "Machine",
@@ -30,10 +42,16 @@ __all__ = [
     "WarmCalls",
     "WarmUp",
     "benchmark",
+    "compare_features",
     "compare_outputs",
     "count_flops",
     "count_flops_by_part",
     "describe_machine",
+    "extract_features",
+    "frechet_distance",
+    "kernel_distance",
+    "load_extractor",
+    "measure_floor",
     "measure_interleaved",
     "measure_ms",
     "measure_peak",

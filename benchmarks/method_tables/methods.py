@@ -98,7 +98,7 @@ def random_drop(r: int) -> dict[str, Any]:
 
 
 METHODS = (
-    Method("random", {"chunker": "dc", "router": "random"}, seeds=(0, 1), note="the floor"),
+    Method("random", {"chunker": "dc", "router": "random"}, note="the floor"),
     Method("dc", {"chunker": "dc"}),
     Method("hnet", {"chunker": "hnet"}),
     Method("apt", {"chunker": "apt"}),

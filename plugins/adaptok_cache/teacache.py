@@ -1,17 +1,19 @@
 """TeaCache: a step is reused while what goes into the blocks has hardly moved since they ran."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from adaptok import BlockCall, BlockRange
+from adaptok.calibrated import CalibrationRecord, Fitted, Row, RunBatch, read_setting, read_wanted
 from adaptok.errors import ConfigError, HandOverError
 from adaptok_cache.book import CacheState
 from adaptok_cache.distances import relative_change
+from adaptok_cache.fitting import DEGREE, PairLog, check_degree, fit_steps
 from adaptok_cache.runs import SampleRun
 from adaptok_cache.stage import StepCache, Verdict
 
@@ -81,6 +83,7 @@ class TeaCache(StepCache):
         self.threshold = threshold
         self.coefficients = tuple(coefficients)
         self.signal = signal
+        self.log: PairLog | None = None  # the caller's, while a batch is measured
 
     @classmethod
     def check_coefficients(cls, coefficients: Sequence[float]) -> None:
@@ -94,6 +97,50 @@ class TeaCache(StepCache):
     def describe_options(self) -> dict[str, object]:
         """Return threshold and signal."""
         return {"threshold": self.threshold, "signal": self.signal}
+
+    def forward(self, inner: BlockRange, call: BlockCall) -> BlockCall:
+        """Run the inner blocks on the samples that cannot be reused (see `StepCache.forward`)."""
+        if self.log is None or call.timestep is None:
+            return super().forward(inner, call)
+        return self.log.run(inner, call, self.find_signal(call))
+
+    def plan_calibration(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Fit a polynomial of the wanted `degree`, up to 4 (see `adaptok.calibrate`)."""
+        plan = read_wanted(self.name, wanted, {"degree": DEGREE})
+        check_degree(plan["degree"])
+        return {**plan, "signal": self.signal}
+
+    def measure_batch(self, run: RunBatch, wanted: Mapping[str, Any]) -> Sequence[Row]:
+        """Note how far input and output move, with every step computed and nothing kept."""
+        self.log = PairLog()
+        try:
+            run()
+            return self.log.list_rows()
+        finally:
+            self.log = None
+
+    @classmethod
+    def fit_settings(
+        cls, chosen: CalibrationRecord, held_out: CalibrationRecord, wanted: Mapping[str, Any]
+    ) -> Fitted:
+        """Fit the polynomial (see `fit_steps`)."""
+        return fit_steps(chosen, held_out, wanted)
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return coefficients and signal."""
+        return {"coefficients": list(self.coefficients), "signal": self.signal}
+
+    def apply_settings(self, settings: Mapping[str, Any]) -> None:
+        """Run with other coefficients, and begin all runs anew."""
+        coefficients, signal = read_setting(self.name, settings, ("coefficients", "signal"))
+        if signal != self.signal:
+            raise ConfigError(
+                f"the polynomial was fitted to signal={signal!r}, and this {self.name!r} has "
+                f"signal={self.signal!r}"
+            )
+        self.check_coefficients(coefficients)
+        self.coefficients = tuple(coefficients)
+        self.forget()
 
     def judge(
         self, inner: BlockRange, call: BlockCall, state: CacheState, runs: Sequence[SampleRun]

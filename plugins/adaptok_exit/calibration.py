@@ -132,11 +132,40 @@ def calibrate_thresholds(
         confidence, agrees = confidence[:, ::2], agrees[:, ::2]
     else:
         other = judge_batches(model, held_out, compared, similarity)
+    return fit_thresholds(
+        confidence, agrees, *other, agreement, certainty=certainty, compared=compared
+    )
+
+
+def fit_thresholds(
+    confidence: Float[Tensor, "exits n"],
+    agrees: Bool[Tensor, "exits n"],
+    other_confidence: Float[Tensor, "exits k"],
+    other_agrees: Bool[Tensor, "exits k"],
+    agreement: float,
+    *,
+    certainty: float,
+    compared: Compared,
+) -> ExitCalibration:
+    """Choose thresholds on some samples, and tell what they do to others.
+
+    Args:
+        confidence: of each sample at each exit.
+        agrees: whether it agrees with the full model if it leaves there.
+        other_confidence: the same of samples that were held out.
+        other_agrees: likewise.
+        agreement: the promise.
+        certainty: with which each exit keeps it.
+        compared: what was compared.
+
+    Returns:
+        The thresholds, and what was measured on the samples held out.
+    """
     thresholds = choose_thresholds(confidence, agrees, agreement, certainty)
-    exits = leave_by(other[0], thresholds)
+    exits = leave_by(other_confidence, thresholds)
     n = exits.shape[0]
     gone = [exits == number for number in range(len(thresholds))]
-    right = [float(other[1][number][gone[number]].sum()) for number in range(len(thresholds))]
+    right = [float(other_agrees[number][gone[number]].sum()) for number in range(len(thresholds))]
     counts = [int(mask.sum()) for mask in gone]
     return ExitCalibration(
         agreement=agreement,

@@ -48,15 +48,29 @@ def call_model(model: nn.Module, batch: Batch) -> Float[Tensor, "b k"]:
             f"a batch is a tensor of images or a mapping of arguments, got a "
             f"{type(batch).__name__}: leave labels out, as in (images for images, _ in loader)"
         )
-    while not isinstance(out, Tensor):
-        items = list(out.values()) if isinstance(out, Mapping) else list(out)
-        out = items[0]
-    if out.ndim != 2:
+    return read_answer(type(model).__name__, out)
+
+
+def read_answer(name: str, out: Any) -> Float[Tensor, "b k"]:  # noqa: ANN401
+    """Return the classes or features in what a model returned.
+
+    Args:
+        name: who asks, or who answered.
+        out: the first tensor of it counts.
+
+    Raises:
+        ConfigError: there is no `(b k)`.
+    """
+    found = out
+    while not isinstance(found, Tensor):
+        items = list(found.values()) if isinstance(found, Mapping) else list(found)
+        found = items[0]
+    if found.ndim != 2:
         raise ConfigError(
-            f"one row of classes or features per image is compared, and {type(model).__name__} "
-            f"returned {tuple(out.shape)}: give a model that ends in such a row"
+            f"one row of classes or features per image is compared, and {name} "
+            f"returned {tuple(found.shape)}: give a model that ends in such a row"
         )
-    return out
+    return found
 
 
 def check_numbers(batch: Batch, out: Tensor, place: int) -> None:

@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from adaptok import BlockCall, BlockRange, Effects, Stage
+from adaptok.calibrated import CalibrationRecord, Fitted, Row, RunBatch, read_setting
 from adaptok.errors import ConfigError, StackError
 from adaptok_exit.judging import ExitJudge
 from adaptok_exit.leaving import ExitAdapter, adapt, join_samples, select_samples, tell_depths
@@ -176,6 +177,35 @@ class ConfidenceExit(Stage):
             self.records.append(ExitRecord(tuple(exits), replace(group, observers=())))
         tell_depths(call, self.name, [inner.last] * call.x.shape[0])
         return replace(call, x=group.x, streams=group.streams)
+
+    def plan_calibration(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Fit thresholds to the wanted `agreement` (see `adaptok.calibrate`)."""
+        from adaptok_exit.fitting import plan_exits  # which knows this class
+
+        return plan_exits(self, wanted)
+
+    def measure_batch(self, run: RunBatch, wanted: Mapping[str, Any]) -> Sequence[Row]:
+        """Note how sure each exit is, and who agrees."""
+        from adaptok_exit.fitting import measure_exits
+
+        return measure_exits(self, run, wanted)
+
+    @classmethod
+    def fit_settings(
+        cls, chosen: CalibrationRecord, held_out: CalibrationRecord, wanted: Mapping[str, Any]
+    ) -> Fitted:
+        """Choose thresholds."""
+        from adaptok_exit.fitting import fit_exits
+
+        return fit_exits(chosen, held_out, wanted)
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return the thresholds."""
+        return {"threshold": self.threshold}
+
+    def apply_settings(self, settings: Mapping[str, Any]) -> None:
+        """Let samples leave above other confidences."""
+        self.set_threshold(*read_setting(self.name, settings, ("threshold",)))
 
     @contextmanager
     def record(self) -> Iterator[list[ExitRecord]]:

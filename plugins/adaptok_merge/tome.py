@@ -1,8 +1,8 @@
 """ToMe: between attention and MLP of each block, the most similar tokens become one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from adaptok import BlockRange, Budget, Effects, Moment, ReduceStage, Reduction, Site
+from adaptok.calibrated import CalibrationRecord, Fitted, Row, RunBatch, read_setting
 from adaptok.errors import ConfigError, StackError
 from adaptok.reductions import Restore, schedule_evenly
+from adaptok_merge.fitting import fit_merging, measure_merging, plan_merging, read_metric
 from adaptok_merge.matching import (
     Match,
     Merge,
@@ -60,7 +62,7 @@ class Merged:
     @classmethod
     def of(cls, moment: Moment) -> "Merged":
         """Return the tokens that came."""
-        metric = moment.x if moment.keys is None else moment.keys.detach().float().mean(1)
+        metric = read_metric(moment)
         b, m = moment.sizes.shape
         tokens = torch.arange(m, device=moment.sizes.device).expand(b, m)
         return cls(tokens, tokens, metric, moment.call.x, moment.sizes, moment.call.start)
@@ -155,8 +157,7 @@ class ToMe(ReduceStage):
             raise ConfigError(f"multiple is at least 1, got {multiple}")
         if threshold is None and multiple != 1:
             raise ConfigError(f"multiple={multiple} is for threshold=, and r leaves exact counts")
-        if threshold is not None and not -1.0 <= threshold <= 1.0:
-            raise ConfigError(f"threshold is a cosine from -1 to 1, got {threshold:g}")
+        check_threshold(threshold)
         self.threshold = threshold
         self.site: Where = site
         self.proportional = proportional
@@ -165,6 +166,7 @@ class ToMe(ReduceStage):
         # change, and no number that it is made for (`Budget.carried`).
         self.carried_rates: dict[tuple[str, int], tuple[Budget, ...]] = {}
         self.r = r
+        self.watching: list[Moment] | None = None  # the caller's, while a batch is measured
 
     @property
     def r(self) -> int | list[int | float] | None:
@@ -186,6 +188,40 @@ class ToMe(ReduceStage):
     def rates(self) -> int | list[int | float]:
         """Tokens that merge at each block, unless a threshold or a budget says otherwise."""
         return USUAL if self.given_r is None else self.given_r
+
+    def change_merging(self, r: Rates | None, threshold: float | None) -> None:
+        """Merge by other numbers or another threshold from now on."""
+        check_threshold(threshold)
+        if threshold is not None and r is not None:
+            raise ConfigError("r and threshold exclude each other: give one of them")
+        rates = None if r is None else check_rates(r)
+        self.threshold = threshold
+        self.r = rates
+        self.cuts = self.must_cut()
+
+    def plan_calibration(self, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Fit a threshold or `r` (see `plan_merging` and `adaptok.calibrate`)."""
+        return plan_merging(self, wanted)
+
+    def measure_batch(self, run: RunBatch, wanted: Mapping[str, Any]) -> Sequence[Row]:
+        """Note what thresholds leave, or how alike pairs are."""
+        return measure_merging(self, run, wanted)
+
+    @classmethod
+    def fit_settings(
+        cls, chosen: CalibrationRecord, held_out: CalibrationRecord, wanted: Mapping[str, Any]
+    ) -> Fitted:
+        """Fit a threshold or `r`."""
+        return fit_merging(chosen, held_out, wanted)
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return threshold and `r`."""
+        return {"threshold": self.threshold, "r": self.given_r}
+
+    def apply_settings(self, settings: Mapping[str, Any]) -> None:
+        """Merge by what was fitted."""
+        threshold, r = read_setting(self.name, settings, ("threshold", "r"))
+        self.change_merging(r, threshold)
 
     def describe(self) -> dict[str, str]:
         """Return what merges, where, and the budget in words."""
@@ -248,6 +284,8 @@ class ToMe(ReduceStage):
 
     def reduce(self, moment: Moment) -> Reduction | None:
         """Merge at one site (see `ReduceStage.reduce`)."""
+        if self.watching is not None:
+            self.watching.append(moment)
         m = moment.sizes.shape[1]
         if moment.counts is None and self.threshold is not None:
             return self.merge_similar(moment, self.threshold)
@@ -282,6 +320,12 @@ class ToMe(ReduceStage):
         wanted = (match.best > threshold).sum(1).clamp(max=m // 2).tolist()
         left = (-(-(m - r) // self.multiple) * self.multiple for r in wanted)
         return merge_apart(moment, start, match, tuple(m - min(m, k) for k in left))
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raise a `ConfigError` unless a threshold is a cosine."""
+    if threshold is not None and not -1.0 <= threshold <= 1.0:
+        raise ConfigError(f"threshold is a cosine from -1 to 1, got {threshold:g}")
 
 
 def carry_rates(rates: Sequence[int], device: str) -> tuple[Budget, ...]:

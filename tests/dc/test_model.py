@@ -11,7 +11,15 @@ from conftest import make_model, make_uneven_batch
 import adaptok
 from adaptok.dc import DCDiT, DCDiTConfig
 from adaptok.dc.dechunker import natural_confidence, pass_gradient
-from adaptok.errors import BudgetError, DeviceError, DtypeError, LabelError, ShapeError
+from adaptok.errors import (
+    BudgetError,
+    ConfigError,
+    DeviceError,
+    DtypeError,
+    LabelError,
+    ShapeError,
+)
+from adaptok.measure import measure_peak
 
 LAYOUTS = [
     ("packed", {}),
@@ -90,8 +98,9 @@ def test_gradients_agree_between_layouts_and_reach_every_parameter():
             assert torch.allclose(grad, grads[layout][name], atol=1e-5 + 1e-4 * grad.abs().max())
 
 
-def test_gradient_checkpointing_changes_nothing():
-    plain, saving = make_model(), make_model(gradient_checkpointing=True)
+@pytest.mark.parametrize("kind", [True, "convolutions"])
+def test_gradient_checkpointing_changes_nothing(kind):
+    plain, saving = make_model(), make_model(gradient_checkpointing=kind)
     x, t, y = make_uneven_batch(plain)
     for model in (plain, saving):
         model(x, t, y, drop=0.2).square().mean().backward()
@@ -111,6 +120,25 @@ def test_gradient_checkpointing_runs_each_block_again_but_only_for_gradients():
         with torch.no_grad():
             model(x, t, y)
         assert len(calls) == (6 if saving else 4)
+
+
+def test_recomputed_convolutions_take_less_memory_and_leave_the_blocks_alone():
+    peaks = []
+    for saving in (False, "convolutions", True):
+        model = make_model(gradient_checkpointing=saving)
+        x, t, y = make_uneven_batch(model)
+        calls = []
+        model.backbone.blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model.encoder.register_forward_pre_hook(lambda *_, calls=calls: calls.append(2))
+        model(x, t, y).sum().backward()
+        assert calls.count(1) == (2 if saving is True else 1)
+        assert calls.count(2) == (2 if saving else 1)
+        peaks.append(
+            measure_peak(lambda m=model, i=(x, t, y): m(*i).sum().backward(), torch.device("cpu"))
+        )
+    assert peaks[2] < peaks[1] < peaks[0]
+    with pytest.raises(ConfigError, match="gradient_checkpointing"):
+        make_model(gradient_checkpointing="blocks")
 
 
 def test_other_latent_sizes_than_the_configured_one(tiny_model):
