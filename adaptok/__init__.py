@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adaptok.blocks import AdaptiveBlocks
     from adaptok.budgeted import budget, set_budget
     from adaptok.budgets import Budget
+    from adaptok.calibrating import calibrate
     from adaptok.calls import BlockCall, HostNumbers, TokenInput
     from adaptok.chunking import Chunker, ChunkPlan, Dechunker, Provenance
     from adaptok.compiling import compile
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from adaptok.measure.planner import Plan, plan, set_aside
     from adaptok.measure.warming import WarmUp, warm_up
     from adaptok.parts import PartConfig
+    from adaptok.profiles import Profile
     from adaptok.reduce_stage import ReduceStage
     from adaptok.reductions import Moment, Reduction, Site
     from adaptok.routing import Context, Router, Routing
@@ -75,6 +77,7 @@ __all__ = [
     "Moment",
     "PartConfig",
     "Plan",
+    "Profile",
     "Provenance",
     "ReduceStage",
     "Reduction",
@@ -89,6 +92,7 @@ __all__ = [
     "available",
     "benchmark",
     "budget",
+    "calibrate",
     "collect_losses",
     "compile",
     "describe",
@@ -135,6 +139,7 @@ HOMES = {
     "Moment": "reductions",
     "PartConfig": "parts",
     "Plan": "measure.planner",
+    "Profile": "profiles",
     "Provenance": "chunking",
     "ReduceStage": "reduce_stage",
     "Reduction": "reductions",
@@ -149,6 +154,7 @@ HOMES = {
     "available": "discovery",
     "benchmark": "measure.benchmarking",
     "budget": "budgeted",
+    "calibrate": "calibrating",
     "collect_losses": "tracing",
     "compile": "compiling",
     "describe": "discovery",

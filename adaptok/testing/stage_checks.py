@@ -182,7 +182,9 @@ def check_gradient(case: StageCase) -> None:
 def train_host(model: nn.Module, stage: Stage) -> nn.Module:
     """Wrap a host, run it forward and backward, and return it with its gradients."""
     # a block behind the span, so that the loss sees all cells
-    wrap(model, stack=[stage], budget=HALF, span=(0, DEPTH - 1), verify=False)
+    budgeted = any(isinstance(part, Budgeted) for part in stage.modules())
+    budget = HALF if budgeted else None
+    wrap(model, stack=[stage], budget=budget, span=(0, DEPTH - 1), verify=False)
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
