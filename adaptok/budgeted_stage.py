@@ -33,11 +33,6 @@ class BudgetedStage(Budgeted, Stage):
         self.settle_again()
         self.cuts = self.must_cut()
 
-    def forget_calls(self) -> None:
-        """Forget which grids came, so that the next call tells a graph anew what it may hold."""
-        self.carried = {}
-        self.cuts = self.must_cut()
-
     def describe_budget(self) -> str:
         """Return the budget in words."""
         uncond = self.uncond_setting

@@ -232,7 +232,8 @@ def list_containers(model: object) -> str:
 @contextmanager
 def wrapped(model: nn.Module, host: Backbone, **options: Any) -> Iterator[AdaptiveBlocks]:  # noqa: ANN401
     """Wrap a model for a while; the probe is the caller's."""
-    wrap(model, budget=0.5, backbone=host, verify=False, **options)
+    share = None if set(options) == {"stack"} else 0.5  # not every stage takes a budget
+    wrap(model, budget=share, backbone=host, verify=False, **options)
     try:
         blocks = find_adaptive(model)
         assert blocks is not None

@@ -24,6 +24,10 @@ class Site:
     Args:
         block: index of the block in the host.
         where: `"before"` the block, or `"between"` its attention and its MLP.
+
+    Example:
+        >>> Site(3) < Site(3, "between") < Site(4)
+        True
     """
 
     block: int
@@ -47,6 +51,14 @@ class Moment:
         class_attention: attention of the first token of the sequence to each grid token,
             `(b heads m)`, likewise.
         marks: what the stage has noted of each token at earlier sites, by name, `(b m ...)`.
+
+    Example:
+        >>> call = BlockCall(torch.randn(1, 5, 8), grid=(2, 2), start=1)
+        >>> moment = Moment(
+        ...     Site(0), 0, 1, call, torch.ones(1, 4), torch.arange(4)[None], counts=(2,)
+        ... )
+        >>> moment.x.shape, moment.count
+        (torch.Size([1, 4, 8]), 2)
     """
 
     site: Site

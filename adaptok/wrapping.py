@@ -11,7 +11,6 @@ from adaptok.backbones.packed_forms import pack_blocks
 from adaptok.backbones.split_forms import split_blocks
 from adaptok.blocks import AdaptiveBlocks, Entrance, find_adaptive
 from adaptok.budgeted import Budgeted
-from adaptok.budgeted_stage import BudgetedStage
 from adaptok.budgets import Budget
 from adaptok.chunk_stage import ChunkStage
 from adaptok.compiling import compile as compile_adaptive
@@ -136,9 +135,6 @@ def wrap(
     except BaseException:
         detach(model)
         raise
-    for stage in stages.values():
-        if isinstance(stage, BudgetedStage):
-            stage.forget_calls()  # those of the probe
     if limit.is_natural and starts_full(stages.values()):
         warn_full_budget(model)
     return compile_adaptive(model) if compile else model

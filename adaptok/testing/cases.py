@@ -134,7 +134,8 @@ class PartCase(ABC):
 
     def attach(self, model: nn.Module, part: nn.Module, budget: Budget = HALF) -> nn.Module:
         """Wrap a host with the part in it, unproven."""
-        return wrap(model, stack=[self.stage(part)], budget=budget, verify=False)
+        stage = self.stage(part)
+        return wrap(model, stack=[stage], budget=find_budget(stage, budget), verify=False)
 
     def has_weights(self, part: nn.Module) -> bool:
         """Say whether a part has parameters to train."""
@@ -189,6 +190,11 @@ def make_routing(tokens: Tokens) -> Routing:
     # the share of cells above the threshold differs from sample to sample
     lean = torch.tanh(4 * (x.abs().mean((1, 2)) - 0.6))
     return Routing((4 * scaled + 2 * lean[:, None]).sigmoid())
+
+
+def find_budget(stage: Stage, budget: Budget) -> Budget | None:
+    """Return a budget for a stage that takes one, and None for others."""
+    return budget if any(isinstance(part, Budgeted) for part in stage.modules()) else None
 
 
 def make_call(tokens: Tokens) -> BlockCall:

@@ -18,6 +18,7 @@ from adaptok.testing.cases import (
     Answer,
     PartCase,
     PartSpec,
+    find_budget,
     make_call,
     make_images,
     make_tokens,
@@ -182,8 +183,7 @@ def check_gradient(case: StageCase) -> None:
 def train_host(model: nn.Module, stage: Stage) -> nn.Module:
     """Wrap a host, run it forward and backward, and return it with its gradients."""
     # a block behind the span, so that the loss sees all cells
-    budgeted = any(isinstance(part, Budgeted) for part in stage.modules())
-    budget = HALF if budgeted else None
+    budget = find_budget(stage, HALF)
     wrap(model, stack=[stage], budget=budget, span=(0, DEPTH - 1), verify=False)
     model.train()
     with torch.random.fork_rng(devices=[]):
