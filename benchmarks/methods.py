@@ -83,9 +83,8 @@ def compute_features(host: FeatureModel, setting: Setting | None, pixels: Any,
 def wrap_host(host: FeatureModel, setting: Setting) -> None:
     """Wrap a model as a setting says."""
     stack = [copy.deepcopy(stage) for stage in setting.options.get("stack", ())]
-    adaptok.wrap(host.model, **{**setting.options, "stack": stack}, verify=False)
-    if setting.budget:
-        adaptok.set_budget(host.model, **setting.budget)
+    options = {**setting.options, "stack": stack, "budget": setting.budget or None}
+    adaptok.wrap(host.model, **options, verify=False)
 
 
 def list_settings(options: argparse.Namespace) -> list[Setting]:
