@@ -18,6 +18,7 @@ from adaptok.observers import Observer
 from adaptok.probing import undisturbed
 from adaptok.profile_marks import mark_profile
 from adaptok.profiles import Profile, fit_stage, name_stages
+from adaptok.reductions import ReducePlan
 from adaptok.routing import Routing
 from adaptok.stages import Stage
 from adaptok.tracing import observe, require_adaptive
@@ -191,8 +192,7 @@ class Watch(Observer):
         self, stage: str, routing: Routing, plan: ChunkPlan, samples: Sequence[int]
     ) -> None:
         """Take in how many cells of some samples were kept."""
-        shares: list[float] = plan.keep_mask.float().mean(1).tolist()
-        for name in stage.split("+"):
+        for name, shares in split_shares(stage, plan).items():
             known = self.shares.setdefault(name, {})
             for sample, share in zip(samples, shares, strict=True):
                 known.setdefault(sample, []).append(share)
@@ -204,6 +204,31 @@ class Watch(Observer):
             name: tuple(sum(found[sample]) / len(found[sample]) for sample in sorted(found))
             for name, found in self.shares.items()
         }
+
+
+def split_shares(stage: str, plan: ChunkPlan) -> dict[str, list[float]]:
+    """Return which share of its cells each stage left to each sample.
+
+    Args:
+        stage: the name, or names joined by `+` where stages share a loop.
+        plan: what they decided; of a loop, with what happened site by site.
+
+    Returns:
+        Shares by name; those of a loop multiply to that of all of it.
+    """
+    names = stage.split("+")
+    if not isinstance(plan, ReducePlan):
+        share: list[float] = plan.keep_mask.float().mean(1).tolist()
+        return dict.fromkeys(names, share)
+    b, n = plan.keep_mask.shape
+    shares = {name: [1.0] * b for name in names}
+    before = (n,) * b
+    for event in plan.events:
+        own = shares[event.stage]
+        for sample, (left, came) in enumerate(zip(event.counts, before, strict=True)):
+            own[sample] *= left / came
+        before = event.counts
+    return shares
 
 
 def run_batch(
