@@ -24,7 +24,7 @@ def run(model, images=IMAGES):
 
 
 @pytest.mark.parametrize("stage", [MergeEnd, DropOdd])
-def test_the_kit_passes(stage):
+def test_the_kit_passes_and_one_graph_compiles(stage):
     check_stage(stage).raise_failed()
 
 
