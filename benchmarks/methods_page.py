@@ -70,8 +70,8 @@ def draw(result: dict[str, Any]) -> None:
     own = [method for method in METHODS if method.name not in FLOORS]
     for axis, model in zip(axes[0], models, strict=True):
         for method in METHODS:
-            rows = [model["settings"].get(one.label) for one in method.list_settings()[:4]]
-            points = [(row["time_ratio"], row["accuracy"]["mean"]) for row in rows if row]
+            rows = [model["settings"].get(one.label) for one in method.list_settings()]
+            points = sorted((row["time_ratio"], row["accuracy"]["mean"]) for row in rows if row)
             if not points:
                 continue
             floor = method.name in FLOORS
@@ -87,7 +87,7 @@ def draw(result: dict[str, Any]) -> None:
     handles, labels = axes[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="center right", frameon=False, title="method")
     figure.suptitle(
-        "Emoji told apart by features of untouched models, at keep .9, .7, .5 and .3",
+        "Emoji told apart by features of untouched models, at the budgets that were measured",
         x=0.01, ha="left", fontweight="bold",
     )  # fmt: skip
     figure.tight_layout(rect=(0, 0, 0.88, 1))
