@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 
-from adaptok import DCDiTConfig
-from adaptok.dc.config import DiTConfig
+from adaptok.dc.config import DCDiTConfig, DiTConfig
 from adaptok.dc.folder import load_model
 from adaptok.errors import AdaptokError, CheckpointError, ConfigError, StorageError
 from adaptok.losses import ratio_loss
@@ -25,8 +24,8 @@ CPU = torch.device("cpu")
 
 def randomise(model):
     """Give all weights values that matter, the zeros of a new model too."""
-    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
         for name, weight in model.named_parameters():
             if weight.requires_grad and not name.startswith("router"):
                 weight += 0.1 * torch.randn(weight.shape, generator=generator)
