@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from adaptok.chunking import ChunkPlan, Provenance
@@ -70,13 +70,9 @@ def join_parts(parts: Sequence[PlanNote], b: int) -> PlanNote:
         threshold=None,
     )
     token = gather_rows(parts, [part.plan.provenance.token for part in parts], b, n, -1)
-    weights = [part.plan.provenance.weight for part in parts]
-    known = [
-        torch.ones_like(part.plan.provenance.token, dtype=torch.float32) if w is None else w
-        for part, w in zip(parts, weights, strict=True)
-    ]
-    some = any(weight is not None for weight in weights)
-    weight = gather_rows(parts, known, b, n, 0) if some else None
+    plans = [part.plan for part in parts]
+    known = [fill_weight(plan) for plan in plans]
+    weight = gather_rows(parts, known, b, n, 0) if has_weight(*plans) else None
     places = torch.arange(n, device=keep_mask.device).expand(b, n)
     longest = max(1, int(keep_mask.sum(1).max()))
     first = torch.where(keep_mask, places, n).sort(1).values[:, :longest]
@@ -90,6 +86,17 @@ def join_parts(parts: Sequence[PlanNote], b: int) -> PlanNote:
         lengths=tuple(keep_mask.sum(1).tolist()),
     )
     return PlanNote(parts[0].stage, routing, plan)
+
+
+def has_weight(*plans: ChunkPlan) -> bool:
+    """Say whether cells have other weights than 1 in any of some plans."""
+    return any(plan.provenance.weight is not None for plan in plans)
+
+
+def fill_weight(plan: ChunkPlan) -> Float[Tensor, "b n"]:
+    """Return the weights of the cells, ones where the plan has none."""
+    weight = plan.provenance.weight
+    return torch.ones_like(plan.provenance.token, dtype=torch.float32) if weight is None else weight
 
 
 def gather_rows(
@@ -149,7 +156,10 @@ def update_rows(earlier: PlanNote, later: PlanNote) -> PlanNote:
     plan = replace(
         new,
         keep_mask=choose(old.keep_mask, new.keep_mask, 0),
-        provenance=Provenance(choose(old.provenance.token, new.provenance.token, -1)),
+        provenance=Provenance(
+            choose(old.provenance.token, new.provenance.token, -1),
+            choose(*map(fill_weight, (old, new)), 0) if has_weight(old, new) else None,
+        ),
     )
     return replace(later, plan=plan)
 

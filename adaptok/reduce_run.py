@@ -240,7 +240,7 @@ class ReduceRun:
         lived = act.site.block - self.inner.first
         if reduction is None:
             return [note_event(state, reducer.name, act.site, lived)]
-        check_reduction(reduction, moment, reducer.name)
+        check_reduction(reduction, moment, reducer.name, reducer.drops)
         if reducer.drops:
             state = keep_lost(state, reduction)
         here = self.list_decisions(act.first, act.site.where)

@@ -170,13 +170,14 @@ class ReducePlan(ChunkPlan):
     events: tuple[ReduceEvent, ...] = ()
 
 
-def check_reduction(reduction: Reduction, moment: Moment, name: str) -> None:
+def check_reduction(reduction: Reduction, moment: Moment, name: str, drops: bool = True) -> None:
     """Raise a `ReductionError` unless a decision is one about these tokens.
 
     Args:
         reduction: what a stage decided.
         moment: what it saw.
         name: what it is called.
+        drops: whether it says that cells may be left without a token.
 
     Raises:
         ReductionError: another number of tokens, or indices that point nowhere (looked at on a
@@ -202,6 +203,11 @@ def check_reduction(reduction: Reduction, moment: Moment, name: str) -> None:
         raise ReductionError(
             f"the stage {name!r} points at tokens that are not there: places from {first} to "
             f"{last} of {m}, owners from {low} to {high} of {k}"
+        )
+    if low < 0 and not drops:
+        raise ReductionError(
+            f"the stage {name!r} leaves cells without a token, and does not say so: put "
+            "`drops = True` into its class, so that they get their last features back"
         )
 
 

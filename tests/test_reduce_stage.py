@@ -5,8 +5,11 @@ import torch
 from reducers import DropOdd, Leave, MergeEnd
 
 import adaptok
+from adaptok.chunking import ChunkPlan, Provenance
 from adaptok.errors import BudgetError, ConfigError, ReductionError, StackError
+from adaptok.plan_notes import PlanNote, join_notes, trace_cells
 from adaptok.reductions import Reduction, restore_cells, schedule_by_share, schedule_evenly
+from adaptok.routing import Routing
 from adaptok.testing import check_stage, make_vit
 from adaptok.testing.models import fill_weights
 
@@ -200,6 +203,32 @@ def test_wrong_decisions_are_refused(reduction, message):
     model = adaptok.wrap(make_host(), stack=[Broken(reduction)], verify=False)
     with pytest.raises(ReductionError, match=message):
         model(IMAGES)
+
+
+def test_cells_without_a_token_must_be_declared():
+    owner = torch.full((3, 24), -1)
+    model = adaptok.wrap(
+        make_host(), stack=[Broken(Reduction(torch.zeros(3, 1, dtype=torch.long), owner))],
+        verify=False,
+    )  # fmt: skip
+    with pytest.raises(ReductionError, match="does not say so: put `drops = True`"):
+        model(IMAGES)
+
+
+def test_weights_of_cells_stay_where_a_later_plan_does_not_know_a_sample():
+    def note(tokens, weight, samples):
+        plan = ChunkPlan(
+            (1, 2), "fixed", Routing(torch.ones(len(tokens), 2)),
+            torch.ones(len(tokens), 2, dtype=torch.bool), torch.tensor(tokens),
+            Provenance(torch.tensor(tokens), weight),
+        )  # fmt: skip
+        return PlanNote("one", plan.routing, plan, samples)
+
+    first = note([[0, 1], [0, 0]], torch.tensor([[0.5, 1.0], [0.25, 1.0]]), None)
+    later = note([[1, 0]], None, (0,))
+    found = trace_cells(join_notes([first, later], 2), ["one"], 2, 2, torch.device("cpu"))
+    assert found.token.tolist() == [[1, 0], [0, 0]]
+    assert found.weight.tolist() == [[1.0, 1.0], [0.25, 1.0]]
 
 
 def test_bad_options_are_refused():

@@ -51,6 +51,15 @@ class BlockExit(Observer):
         """Take in a plan."""
         self.plans.append((routing, plan))
 
+    def note_part(
+        self, stage: str, routing: Routing, plan: ChunkPlan, samples: Sequence[int]
+    ) -> None:
+        """Refuse a plan of some samples, which the losses of whole batches would leave out."""
+        raise ConfigError(
+            f"{stage!r} ran on a part of the batch, and its plan would not count in the loss: tune "
+            "it without the stages around it, then wrap again with all of them"
+        )
+
 
 def choose_batch(batches: Batches, step: int, model: nn.Module) -> HostInputs:
     """Return what a step calls the model with, on the model's device."""

@@ -88,10 +88,9 @@ def fill_others(model, plain):
                 twins[name].copy_(p)
 
 
-@pytest.mark.parametrize("name", STACKS)
+# the toy stage `Leave` decides by the place in the batch, so that it has nothing to promise here
+@pytest.mark.parametrize("name", [name for name in STACKS if "leave" not in name])
 def test_a_sample_is_the_same_alone(name):
-    if name in ("leave", "leave, dc"):
-        pytest.skip("the toy stage decides by the place in the batch")
     model, stage = wrap_width(make_dc(), stack=STACKS[name]())
     inputs = make_inputs(model)
     keeps = BUDGETS.get(name, {}).get("keep", [0.5] * 3)
