@@ -158,7 +158,7 @@ def update_rows(earlier: PlanNote, later: PlanNote) -> PlanNote:
         keep_mask=choose(old.keep_mask, new.keep_mask, 0),
         provenance=Provenance(
             choose(old.provenance.token, new.provenance.token, -1),
-            choose(*map(fill_weight, (old, new)), 0) if has_weight(old, new) else None,
+            choose(fill_weight(old), fill_weight(new), 0) if has_weight(old, new) else None,
         ),
     )
     return replace(later, plan=plan)
