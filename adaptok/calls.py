@@ -13,6 +13,7 @@ from adaptok.errors import HandOverError, ShapeError
 from adaptok.host_numbers import HostNumbers as HostNumbers
 from adaptok.observers import Observer, PartObserver
 from adaptok.routing import Context
+from adaptok.standing import Standing
 from adaptok.tokens import Grid, Tokens
 
 
@@ -154,6 +155,8 @@ class BlockCall:
             registers or text.
         part: which samples of the host's batch these are; None means all.
         timestep_scale: the steps of pure noise and of a clean image, where the family has one.
+        standing: where the tokens stand in the image, if the host itself chose them for this step;
+            None once a stage has taken some of them.
 
     Raises:
         HandOverError: the sequence has no room for the cells of the grid.
@@ -182,6 +185,7 @@ class BlockCall:
     has_class: bool = False
     part: Part | None = None
     timestep_scale: tuple[float, float] | None = None
+    standing: Standing | None = None
 
     def __post_init__(self) -> None:
         if self.start + self.num_cells > self.x.shape[1]:
@@ -259,6 +263,7 @@ class BlockCall:
             timestep=choose(self.timestep, samples),
             observers=self.observe_part(samples),
             part=self.choose_part(samples),
+            standing=None,
         )
 
     def select(self, samples: Int[Tensor, " b"]) -> "BlockCall":
@@ -277,7 +282,11 @@ class BlockCall:
         """
         n = self.num_cells
         places = torch.arange(n, device=self.x.device).expand(len(samples), n)
-        return replace(self.take(places, None, samples), cells=choose(self.cells, samples))
+        return replace(
+            self.take(places, None, samples),
+            cells=choose(self.cells, samples),
+            standing=None if self.standing is None else self.standing.select(samples),
+        )
 
     def choose_part(self, samples: Tensor | None) -> Part | None:
         """Return which samples of the host's batch some of these are."""

@@ -22,6 +22,9 @@ class HostNumbers:
         notes: further numbers of a family.
         timestep: the diffusion step as the host's forward got it, one number per sample `(b)` or
             one for all; its scale is the host's own (`Backbone.timestep_scale`).
+        cells: the flat cell of each token, where the host chooses its tokens itself: `(b m)`, or of
+            all samples in one run `(t)`.
+        cell_grid: the grid of those cells.
         came: the order in which parts of this came, `g` the grid and `s` the step alone; set by
             `join_numbers`.
 
@@ -37,11 +40,13 @@ class HostNumbers:
     notes: tuple[int, ...] = ()
     timestep: Tensor | None = field(default=None, compare=False)
     came: str = field(default="", compare=False)
+    cells: Tensor | None = field(default=None, compare=False)
+    cell_grid: Grid = field(default=(), compare=False)
 
     def __getstate__(self) -> list[object]:
-        """Leave the step out of copies and pickles: it belongs to one call."""
+        """Leave step and cells out of copies and pickles: they belong to one call."""
         kept = {item.name: getattr(self, item.name) for item in fields(self)}
-        return list((kept | {"timestep": None}).values())
+        return list((kept | {"timestep": None, "cells": None, "cell_grid": ()}).values())
 
     def spread_timestep(
         self, x: Float[Tensor, "b s d"]
@@ -78,7 +83,8 @@ def join_numbers(before: HostNumbers | None, part: HostNumbers) -> HostNumbers:
 
     Args:
         before: what was handed over since the block list ran last.
-        part: what an entrance hands over now; without a grid, it is the step alone.
+        part: what an entrance hands over now; without a grid, it is the step alone, or the cells
+            that the host chose behind both.
 
     Returns:
         Both.
@@ -93,6 +99,9 @@ def join_numbers(before: HostNumbers | None, part: HostNumbers) -> HostNumbers:
         True
     """
     came = "" if before is None else before.came
+    if part.cells is not None:
+        known = HostNumbers(()) if before is None else before
+        return replace(known, cells=part.cells, cell_grid=part.cell_grid)
     if part.grid:
         if part.timestep is not None or before is None or came not in ("s", "sgs"):
             return replace(part, came="g")

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from adaptok.attention import Ragged
 from adaptok.calls import BlockCall, HostNumbers, Part
 from adaptok.dc.model import DCDiT
+from adaptok.dc.nearest import find_nearest
 from adaptok.errors import HandOverError, UnsupportedModelError
 from adaptok.hosts import Backbone, HostInputs, device_of, dtype_of, require
+from adaptok.standing import Standing
 
 BRANCHES = ("cond", "uncond")  # forward_with_cfg: the first half has the classes
 
@@ -56,14 +58,16 @@ class DCDiTBackbone(Backbone):
         )
 
     def entrances(self, model: nn.Module) -> tuple[str, ...]:
-        """Listen to the embeddings of latent and time."""
-        return ("embed", "timestep_embedder")
+        """Listen to the embeddings of latent and time, and to where the kept cells are placed."""
+        return ("embed", "timestep_embedder", "cell_codes")
 
     def hand_over(
         self, entrance: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HostNumbers | None:
-        """Return the branches, or the step (see `Backbone.hand_over`)."""
+        """Return the branches, the step, or the kept cells (see `Backbone.hand_over`)."""
         given: Tensor = args[0] if args else next(iter(kwargs.values()))
+        if entrance == "cell_codes":
+            return HostNumbers((), cells=given, cell_grid=args[1])
         if entrance == "timestep_embedder":
             return HostNumbers((), timestep=given)
         b, _, h, w = given.shape
@@ -120,7 +124,13 @@ class DCDiTBackbone(Backbone):
             steps = steps.expand(part.batch if part else x.shape[0])
             steps = steps if part is None else steps.index_select(0, part.samples)
         return BlockCall(
-            x, (x.shape[1],), condition=condition, timestep=steps, part=part, shared={"rows": rows}
+            x,
+            (x.shape[1],),
+            condition=condition,
+            timestep=steps,
+            part=part,
+            shared={"rows": rows},
+            standing=find_standing(x, numbers, rows),
         )
 
     def run(self, block: nn.Module, index: int, call: BlockCall) -> BlockCall:
@@ -158,3 +168,22 @@ class DCDiTBackbone(Backbone):
             ),
             {"keep": 0.5},
         )
+
+
+def find_standing(x: Tensor, numbers: HostNumbers, rows: Tensor | None) -> Standing | None:
+    """Return which cells the tokens of a call are.
+
+    Args:
+        x: the tokens, `(b m d)`.
+        numbers: what was handed over.
+        rows: where the tokens stand in the packed run; None in the fixed layout.
+
+    Returns:
+        Their places; None if the blocks were called by themselves.
+    """
+    cells = numbers.cells
+    if cells is None:
+        return None
+    if rows is not None:
+        cells = cells.index_select(0, rows).view(x.shape[:2])
+    return Standing(cells, numbers.cell_grid, find_nearest)

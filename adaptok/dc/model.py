@@ -26,7 +26,7 @@ from adaptok.dc.chunker import DCChunker
 from adaptok.dc.config import DCDiTConfig
 from adaptok.dc.dechunker import DCDechunker
 from adaptok.dc.inputs import check_inputs
-from adaptok.dc.position import encode_grid
+from adaptok.dc.position import CellCodes, encode_grid
 from adaptok.dc.router import DCRouter
 from adaptok.dc.scaffold import ConvStack, LabelEmbedder, TimestepEmbedder
 from adaptok.diffusion.guidance import combine_halves
@@ -67,6 +67,7 @@ class DCDiT(Regional, Budgeted):
         self.label_embedder = LabelEmbedder(config.num_classes, d)
         codes = encode_grid(config.grid, d, cells=config.position_cells)
         self.position = nn.Parameter(codes[None], requires_grad=False)
+        self.cell_codes = CellCodes()
         self.encoder = ConvStack((narrow,) * config.encoder_blocks + (d,), d)
         self.router = DCRouter(d)
         self.chunker = DCChunker(config.layout, config.buckets)
@@ -243,7 +244,8 @@ class DCDiT(Regional, Budgeted):
         if grid != self.config.grid:
             wide, kind = self.config.hidden_size, self.config.position_cells
             positions = encode_grid(grid, wide, positions.device, kind)
-        return positions.index_select(0, cells.flatten()).view(*cells.shape, -1)
+        codes: Tensor = self.cell_codes(cells, grid, positions)
+        return codes
 
     def run_blocks(self, x: Tensor, condition: Tensor, ragged: Ragged | None) -> Tensor:
         """Run the blocks on dense or packed tokens."""

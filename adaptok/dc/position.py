@@ -1,8 +1,8 @@
 """Fixed sine-cosine codes of grid cells."""
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from adaptok.tokens import Grid
 
@@ -55,3 +55,22 @@ def encode_grid(
     of_row = encode_coordinates(rows, width // 2)
     of_column = encode_coordinates(columns, width // 2)
     return torch.cat([of_column.repeat(h, 1), of_row.repeat_interleave(w, 0)], dim=1)
+
+
+class CellCodes(nn.Module):
+    """Looks up the position codes of kept cells; a wrap hears here which cells they are."""
+
+    def forward(
+        self, cells: Int[Tensor, "..."], grid: Grid, table: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "... d"]:
+        """Return the codes of some cells.
+
+        Args:
+            cells: flat cells; all samples in one run `(t)`, or with as many each `(b m)`.
+            grid: `(h, w)`.
+            table: the codes of all cells of the grid.
+
+        Returns:
+            One code per cell.
+        """
+        return table.index_select(0, cells.flatten()).view(*cells.shape, -1)

@@ -15,6 +15,7 @@ from adaptok.measure.flops import FlopCount, count_flops, count_flops_by_part
 from adaptok.measure.latency import Candidate, Timing, measure_interleaved, measure_ms
 from adaptok.measure.machine import Machine, describe_machine
 from adaptok.measure.memory import LiveMemory, measure_peak
+from adaptok.measure.paired import PairedDistances, compare_pairs
 from adaptok.measure.planner import Applied, Plan, plan, set_aside
 from adaptok.measure.report import BenchmarkReport, BenchmarkRow, TokenCount
 from adaptok.measure.sampling import MeasuredSamples, StepCost, measure_sampling
@@ -34,6 +35,7 @@ __all__ = [
     "LiveMemory",
     "Machine",
     "MeasuredSamples",
+    "PairedDistances",
     "Plan",
     "StageCost",
     "StepCost",
@@ -44,6 +46,7 @@ __all__ = [
     "benchmark",
     "compare_features",
     "compare_outputs",
+    "compare_pairs",
     "count_flops",
     "count_flops_by_part",
     "describe_machine",

@@ -1,9 +1,10 @@
 """The book of what caches keep: by request and guidance branch, bounded, and dropped when stale."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from adaptok import BlockCall, BlockRange
@@ -30,6 +31,40 @@ class CacheState:
     terms: dict[str, Terms] = field(default_factory=dict)
     signal: Tensor | None = None
 
+    def take(self, rows: Sequence[int] | None) -> "CacheState":
+        """Return the state of some samples.
+
+        Args:
+            rows: which samples; None means all, and gives this state itself.
+        """
+        if rows is None:
+            return self
+        runs = [self.runs[row] for row in rows]
+        terms = {name: tuple(term[rows] for term in kept) for name, kept in self.terms.items()}
+        return CacheState(
+            self.signature, runs, terms, None if self.signal is None else self.signal[rows]
+        )
+
+    def put(self, rows: Sequence[int] | None, part: "CacheState") -> None:
+        """Take over the state of some samples, as `take` gave it and a step changed it.
+
+        Args:
+            rows: which samples; None means that it is this state itself.
+            part: their state.
+        """
+        if rows is None:
+            return
+        b = len(self.runs)
+        for row, run in zip(rows, part.runs, strict=True):
+            self.runs[row] = run
+        for name, kept in part.terms.items():
+            old = self.terms.get(name) or (None,) * len(kept)
+            self.terms[name] = tuple(
+                put_some(whole, rows, term, b) for whole, term in zip(old, kept, strict=True)
+            )
+        if part.signal is not None:
+            self.signal = put_some(self.signal, rows, part.signal, b)
+
     @property
     def tensors(self) -> Iterator[Tensor]:
         """All tensors that are held."""
@@ -37,6 +72,13 @@ class CacheState:
             yield from terms
         if self.signal is not None:
             yield self.signal
+
+
+def put_some(whole: Tensor | None, rows: Sequence[int], part: Tensor, b: int) -> Tensor:
+    """Return a tensor of all samples with some rows replaced; zero where nothing is known yet."""
+    if whole is None:
+        whole = part.new_zeros(b, *part.shape[1:])
+    return whole.index_copy(0, torch.tensor(rows, device=part.device), part)
 
 
 class StateBook:
@@ -114,4 +156,25 @@ def sign(inner: BlockRange, call: BlockCall) -> Signature:
         (name, None if x is None else (tuple(x.shape), x.dtype)) for name, x in call.streams.items()
     ]
     shape, places = tuple(call.x.shape), (call.grid, call.start)
+    if call.standing is not None:  # other tokens, and perhaps other batch mates, in each step
+        batch = count_batch(call)
+        shape, places = (batch, call.standing.num_cells, shape[2]), (call.standing.grid, call.start)
     return (shape, call.x.dtype, call.x.device, places, tuple(streams), inner.first, inner.last)
+
+
+def find_rows(call: BlockCall) -> list[int] | None:
+    """Return which samples of the host's batch a call has; None means all.
+
+    Args:
+        call: the call; a host that shortens its own sequence gives samples of equal length in one.
+    """
+    if call.standing is None or call.part is None:
+        return None
+    rows: list[int] = call.part.samples.tolist()
+    return rows
+
+
+def count_batch(call: BlockCall) -> int:
+    """Return how many samples the batch has that `find_rows` counts in."""
+    apart = call.standing is not None and call.part is not None
+    return call.part.batch if apart and call.part is not None else call.x.shape[0]

@@ -9,7 +9,7 @@ from adaptok import BlockCall, BlockRange
 from adaptok.errors import StackError
 from adaptok_cache.book import CacheState
 from adaptok_cache.distances import relative_change
-from adaptok_cache.history import put_rows
+from adaptok_cache.history import put_rows, spread_cells
 from adaptok_cache.runs import SampleRun
 from adaptok_cache.stage import StepCache, Verdict
 from adaptok_cache.teacache import check_threshold
@@ -76,7 +76,7 @@ class FirstBlockCache(StepCache):
         """Run the first block and compare what it adds (see `StepCache.judge`)."""
         middle = inner.first + 1
         front = inner.run(call, inner.first, middle)
-        added = front.cell_x - call.cell_x
+        added = spread_cells(call, front.cell_x - call.cell_x)
         before = added if state.signal is None else state.signal
         fits = [distance < self.threshold for distance in relative_change(added, before)]
 

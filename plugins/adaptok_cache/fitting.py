@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 from adaptok import BlockCall, BlockRange
 from adaptok.calibrated import CalibrationRecord, Fitted
 from adaptok.errors import ConfigError, DataError
-from adaptok_cache.book import sign
+from adaptok_cache.book import count_batch, find_rows, sign
 from adaptok_cache.distances import relative_change
+from adaptok_cache.history import spread_cells
 from adaptok_cache.runs import SampleRun, follow
 
 DEGREE = 4
@@ -22,26 +23,44 @@ Pairs = tuple[list[float], list[float]]
 
 @dataclass(slots=True, eq=False)
 class Walked:
-    """The latest step of the samples of one request and branch.
+    """The latest step of one sample.
 
     Args:
-        runs: where each sample is; None before its first step.
-        pairs: of each sample, how far input and output moved in each step.
+        run: where it is; None before its first step.
+        pairs: how far input and output moved in each step.
         signal: what the next step is compared with.
         out: the grid tokens behind the blocks.
     """
 
-    runs: list[SampleRun | None]
-    pairs: list[Pairs]
+    run: SampleRun | None = None
+    pairs: Pairs = field(default_factory=lambda: ([], []))
     signal: Tensor | None = None
     out: Tensor | None = None
+
+    def note(self, time: float, signal: Tensor, out: Tensor) -> None:
+        """Note one step.
+
+        Args:
+            time: diffusion time.
+            signal: what is compared from step to step.
+            out: the grid tokens behind the blocks.
+        """
+        run = follow(self.run, time)
+        if self.signal is not None and self.out is not None:
+            (x,) = relative_change(signal[None], self.signal[None])
+            (y,) = relative_change(out[None], self.out[None])
+            sure = run.step > (1 if run.unsure else 0) and not run.blind
+            if sure and math.isfinite(x) and math.isfinite(y):  # not from nothing
+                self.pairs[0].append(x)
+                self.pairs[1].append(y)
+        self.run, self.signal, self.out = run, signal.clone(), out.clone()
 
 
 class PairLog:
     """Collects how far input and output of the blocks move from step to step, sample by sample."""
 
     def __init__(self) -> None:
-        self.walked: dict[Hashable, Walked] = {}
+        self.walked: dict[Hashable, list[Walked]] = {}
 
     def run(self, inner: BlockRange, call: BlockCall, signal: Float[Tensor, "b ..."]) -> BlockCall:
         """Run a step in full, and note how far it moved from the one before.
@@ -55,20 +74,13 @@ class PairLog:
         after = inner(call)
         numbers = call.numbers
         owner = None if numbers is None else (numbers.request, tuple(numbers.branches))
-        b = call.x.shape[0]
-        fresh = Walked([None] * b, [([], []) for _ in range(b)])
-        walked = self.walked.setdefault((owner, sign(inner, call)), fresh)
-        runs = [follow(*pair) for pair in zip(walked.runs, call.timestep.tolist(), strict=True)]
-        if walked.signal is not None and walked.out is not None:
-            moved = relative_change(signal, walked.signal)
-            answered = relative_change(after.cell_x, walked.out)
-            for run, pairs, x, y in zip(runs, walked.pairs, moved, answered, strict=True):
-                sure = run.step > (1 if run.unsure else 0) and not run.blind
-                if sure and math.isfinite(x) and math.isfinite(y):  # not from nothing
-                    pairs[0].append(x)
-                    pairs[1].append(y)
-        walked.runs = list(runs)
-        walked.signal, walked.out = signal.clone(), after.cell_x.clone()
+        b = count_batch(call)
+        fresh = [Walked() for _ in range(b)]
+        walks = self.walked.setdefault((owner, sign(inner, call)), fresh)
+        out = spread_cells(call, after.cell_x)
+        times = call.timestep.tolist()
+        for place, row in enumerate(find_rows(call) or range(b)):
+            walks[row].note(times[place], signal[place], out[place])
         return after
 
     def list_rows(self) -> list[dict[str, tuple[float, ...]]]:
@@ -77,7 +89,7 @@ class PairLog:
         Raises:
             DataError: no step followed another one.
         """
-        pairs = [pair for walked in self.walked.values() for pair in walked.pairs]
+        pairs = [walked.pairs for walks in self.walked.values() for walked in walks]
         if not any(x for x, _ in pairs):
             raise DataError(
                 "'teacache' compares successive steps, and this batch has none: give a function "

@@ -45,6 +45,8 @@ def list_sequences(call: BlockCall) -> dict[str, Tensor]:
 def measure_change(after: BlockCall, before: BlockCall) -> dict[str, Tensor]:
     """Return what blocks added to each sequence; of one that has another shape now, itself.
 
+    Where a host chooses its tokens anew in each step, what they got is spread to the cells.
+
     Args:
         after: the call behind the blocks.
         before: the call in front of them.
@@ -62,8 +64,22 @@ def measure_change(after: BlockCall, before: BlockCall) -> dict[str, Tensor]:
     for name, x in list_sequences(after).items():
         known = old.get(name)
         fits = known is not None and known.shape == x.shape
-        changes[name] = (x - known if fits else x.clone()).detach()  # type: ignore[operator]
+        change = (x - known if fits else x.clone()).detach()  # type: ignore[operator]
+        changes[name] = spread_cells(before, change) if name == TOKENS else change
     return changes
+
+
+def spread_cells(call: BlockCall, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
+    """Return features of tokens so that those of two steps can be compared.
+
+    Args:
+        call: the call that they belong to.
+        x: one row per token.
+
+    Returns:
+        One row per cell, where the host chose its tokens for this step; else what was given.
+    """
+    return x if call.standing is None else call.standing.spread(x)
 
 
 def apply_change(before: BlockCall, changes: Mapping[str, Tensor]) -> BlockCall:
@@ -80,6 +96,8 @@ def apply_change(before: BlockCall, changes: Mapping[str, Tensor]) -> BlockCall:
     made: dict[str, Tensor] = {}
     for name, change in changes.items():
         known = old.get(name)
+        if name == TOKENS and before.standing is not None:
+            change = before.standing.gather(change)
         fits = known is not None and known.shape == change.shape
         made[name] = known + change.to(known.dtype) if fits else change  # type: ignore[union-attr, operator]
     streams: dict[str, Tensor | None] = dict.fromkeys(before.streams)

@@ -12,7 +12,14 @@ from torch import Tensor
 from adaptok import BlockCall, BlockRange, Effects, Stage
 from adaptok.errors import ConfigError, HandOverError
 from adaptok_cache.agreeing import agree_on
-from adaptok_cache.book import Branches, CacheState, StateBook, sign
+from adaptok_cache.book import (
+    Branches,
+    CacheState,
+    StateBook,
+    count_batch,
+    find_rows,
+    sign,
+)
 from adaptok_cache.history import (
     Update,
     apply_change,
@@ -189,9 +196,11 @@ class StepCache(Stage):
         request, branches = find_owner(call)
         if self.is_idle(inner, call, request, branches):
             self.book.drop(request, branches)
-            self.last_computed = (True,) * b
+            self.note_decisions(call, (True,) * b)
             return inner(call)
-        state = self.book.open(request, branches, sign(inner, call), b)
+        rows = find_rows(call)
+        whole = self.book.open(request, branches, sign(inner, call), count_batch(call))
+        state = whole.take(rows)
         limit = self.book.steps.get(request, self.steps)
         times = call.timestep.tolist()
         runs = [follow(*pair, limit) for pair in zip(state.runs, times, strict=True)]
@@ -203,16 +212,28 @@ class StepCache(Stage):
         if self.agree:
             compute = agree_on(compute, call.x.device)
         after = self.run(verdict, compute, state)
+        whole.put(rows, state)
         if any(run.repeats >= MANY for run in runs):
             self.tell(
                 f"{self.name!r} got the same timestep twice in a row again and again, and computes "
                 "such steps: where a pipeline calls its model once per guidance branch, name the "
                 'branch, adaptok.request(model, "id", branch="cond")'
             )
-        self.last_computed = tuple(compute)
+        self.note_decisions(call, compute)
         self.computed += sum(compute)
         self.reused += b - sum(compute)
         return after
+
+    def note_decisions(self, call: BlockCall, compute: Sequence[bool]) -> None:
+        """Note which samples of the host's batch ran; those that run apart keep their places."""
+        rows, b = find_rows(call), count_batch(call)
+        if rows is None:
+            self.last_computed = tuple(compute)
+            return
+        known = list(self.last_computed) if len(self.last_computed) == b else [True] * b
+        for row, flag in zip(rows, compute, strict=True):
+            known[row] = flag
+        self.last_computed = tuple(known)
 
     def is_idle(
         self, inner: BlockRange, call: BlockCall, request: str | None, branches: Branches

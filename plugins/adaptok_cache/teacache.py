@@ -14,6 +14,7 @@ from adaptok.errors import ConfigError, HandOverError
 from adaptok_cache.book import CacheState
 from adaptok_cache.distances import relative_change
 from adaptok_cache.fitting import DEGREE, PairLog, check_degree, fit_steps
+from adaptok_cache.history import spread_cells
 from adaptok_cache.runs import SampleRun
 from adaptok_cache.stage import StepCache, Verdict
 
@@ -158,7 +159,7 @@ class TeaCache(StepCache):
     def find_signal(self, call: BlockCall) -> Float[Tensor, "b ..."]:
         """Return what is compared from step to step."""
         if self.signal == "input":
-            return call.cell_x
+            return spread_cells(call, call.cell_x)
         if call.condition is None:
             raise HandOverError(
                 f"{self.name!r} with signal='condition' needs a conditioning vector of each "
