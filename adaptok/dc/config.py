@@ -113,6 +113,8 @@ class DCDiTConfig(TransformerConfig):
             diffusers; 0 as in DiT.
         condition_norm: adapt the condition of encoder, decoder and final layer by a LayerNorm.
         train_embedders: whether the embedders of time and label are trained.
+        router: another router by its registered name, or a mapping of name and options; None is
+            DC-DiT's own. It needs a threshold, so that cells are kept without a budget.
         gradient_checkpointing: what is computed again for the gradient: True for all of it,
             `"convolutions"` for encoder and decoder only, which work on all cells and so hold
             most activations for their few operations.
@@ -142,6 +144,7 @@ class DCDiTConfig(TransformerConfig):
     frequency_shift: Literal[0, 1] = 0
     condition_norm: bool = False
     train_embedders: bool = True
+    router: str | dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def check_narrowing(self) -> "DCDiTConfig":

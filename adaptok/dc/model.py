@@ -27,7 +27,7 @@ from adaptok.dc.config import DCDiTConfig
 from adaptok.dc.dechunker import DCDechunker
 from adaptok.dc.inputs import check_inputs
 from adaptok.dc.position import CellCodes, encode_grid
-from adaptok.dc.router import DCRouter
+from adaptok.dc.router import make_router
 from adaptok.dc.scaffold import ConvStack, LabelEmbedder, TimestepEmbedder
 from adaptok.diffusion.guidance import combine_halves
 from adaptok.errors import ShapeError
@@ -69,7 +69,7 @@ class DCDiT(Regional, Budgeted):
         self.position = nn.Parameter(codes[None], requires_grad=False)
         self.cell_codes = CellCodes()
         self.encoder = ConvStack((narrow,) * config.encoder_blocks + (d,), d)
-        self.router = DCRouter(d)
+        self.router = make_router(config)
         self.chunker = DCChunker(config.layout, config.buckets)
         self.backbone = Backbone(d, config.depth, config.num_heads)
         self.dechunker = DCDechunker(d, config.dechunk_sigma)

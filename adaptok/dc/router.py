@@ -5,8 +5,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from adaptok.dc.config import DCDiTConfig
 from adaptok.errors import ConfigError, ShapeError
 from adaptok.float32 import Float32Module, without_autocast
+from adaptok.parts import HostFacts, build_part
 from adaptok.routing import Context, Router, Routing
 from adaptok.tokens import Tokens
 
@@ -75,3 +77,28 @@ class DCRouter(Float32Module, Router):
         prob: Tensor = rearrange(logit.sigmoid(), "b 1 h w -> b (h w)")
         index = torch.arange(h * w, device=x.device)
         return prob.masked_fill((index == 0) | (index == h * w - 1), 1.0)
+
+
+def make_router(config: DCDiTConfig) -> Router:
+    """Return the router of a reference model: DC-DiT's own, or a registered one.
+
+    Args:
+        config: options of the model.
+
+    Returns:
+        The router, for tokens as wide as the model's blocks.
+
+    Raises:
+        UnknownNameError: no router has that name.
+        ConfigError: its options are wrong.
+
+    Example:
+        >>> make_router(DCDiTConfig(hidden_size=64, num_heads=2, router="cosine"))
+        CosineRouter(centre=True, falloff=2)
+    """
+    if config.router is None:
+        return DCRouter(config.hidden_size)
+    facts = HostFacts(width=config.hidden_size, depth=config.depth, grid_axes=2)
+    made, _ = build_part("router", config.router, facts)
+    assert isinstance(made, Router)
+    return made
