@@ -1,5 +1,6 @@
 """The work of `adaptok sample`."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,16 @@ from rich.table import Table
 from torch import Tensor
 
 from adaptok.budgets import Budget
-from adaptok.cli.pictures import name_label, objective_of, read_label, to_pixels
+from adaptok.cli.pictures import name_label, objective_of, read_label
 from adaptok.cli.terminal import out, show_progress
 from adaptok.dc.baseline import refuse_budget
 from adaptok.dc.config import DiTConfig
 from adaptok.dc.folder import ModelCard, TrainedModel
-from adaptok.errors import DeviceError, StorageError
+from adaptok.errors import ConfigError, DeviceError, StorageError
 from adaptok.measure import MeasuredSamples, measure_sampling
 from adaptok.optional import import_optional
 from adaptok.see import SampleRow, draw_sample_grid, save_figure
+from adaptok.train.decoding import Decoder, make_decoder
 from adaptok.zoo.models import load_zoo_model
 
 PER_ROW = 8
@@ -44,6 +46,10 @@ class SampleOptions:
     uncond_drop: float | None = None
     output: Path = Path("samples")
     device: str | None = None
+    vae: str | None = None
+    classes: str | None = None
+    batch: int | None = None
+    precision: str | None = None
 
     def describe_budget(self) -> str:
         """Say the budget and the guidance in words, or raise a `BudgetError`."""
@@ -68,10 +74,12 @@ def draw_samples(options: SampleOptions) -> None:
         AdaptokError: an option does not fit the model, or a file cannot be written.
     """
     words = options.describe_budget()  # refuses a wrong budget before anything is loaded
+    refuse_file_options(options)
     trained = load_zoo_model(options.model)
     if isinstance(trained.model.config, DiTConfig):
         refuse_budget(options.drop, options.keep, options.tokens)
     device = choose_device(options.device)
+    decoder = make_decoder(trained, device, options.vae)
     trained.model.to(device)
     labels = [read_label(text, trained) for text in options.labels]
     labels = labels or list(range(min(trained.model.config.num_classes, PER_ROW)))
@@ -83,7 +91,7 @@ def draw_samples(options: SampleOptions) -> None:
     settings = {
         "objective": objective_of(trained.card),
         "scheduler": scheduler,
-        **sampling_options(trained, options),
+        **sampling_options(options, decoder),
     }
     batches = [jobs[i : i + PER_ROW] for i in range(0, len(jobs), PER_ROW)]
     rows, drawn = [], []
@@ -100,7 +108,7 @@ def draw_samples(options: SampleOptions) -> None:
                 ),
                 **settings,
             )
-            images = to_pixels(measured.samples.latents, trained.card)
+            images = decoder.decode(measured.samples.latents)
             rows.append(make_row(batch, images, measured, trained.card))
             drawn.append(measured)
             save_images(images, batch, place * PER_ROW, trained.card, options.output)
@@ -113,17 +121,30 @@ def draw_samples(options: SampleOptions) -> None:
     report(drawn, words, grid, trained)
 
 
-def sampling_options(trained: TrainedModel, options: SampleOptions) -> dict[str, Any]:
+def refuse_file_options(options: SampleOptions) -> None:
+    """Raise a `ConfigError` where single images were asked for, and what only one file can do."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "several processes draw into one file: give --output FILE.npz, or start one process"
+        )
+    for name in ("classes", "batch", "precision"):
+        if getattr(options, name) is not None:
+            raise ConfigError(
+                f"--{name} is for many samples in one file: give --output FILE.npz, or leave it out"
+            )
+
+
+def sampling_options(options: SampleOptions, decoder: Decoder) -> dict[str, Any]:
     """Return the options of `sample` that do not change from batch to batch."""
     guided = options.guidance != 1.0
     return {
         "guidance_scale": options.guidance,
-        "guided_channels": trained.model.config.in_channels if guided else None,
+        "guided_channels": decoder.guided if guided else None,
         "drop": options.drop,
         "keep": options.keep,
         "tokens": options.tokens,
         "uncond_drop": options.uncond_drop,
-        "clip": None if trained.card.image_size is None else 1.0,
+        "clip": decoder.clip,
     }
 
 

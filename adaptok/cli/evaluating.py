@@ -34,6 +34,7 @@ from adaptok.measure.extractors import FeatureExtractor, extract_features, load_
 from adaptok.measure.machine import Machine, describe_machine
 from adaptok.optional import import_optional
 from adaptok.train.data import IMAGE_ENDINGS, load_emoji
+from adaptok.train.npz import map_npz_array
 from adaptok.train.pixels import decode_image, resize_pixels
 
 VERSION = 1  # of the JSON
@@ -310,7 +311,8 @@ def read_npz(path: Path) -> UInt8[np.ndarray, "n _ _ _"]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             names = [name for name in NPZ_NAMES if name in content]
-            images: np.ndarray = content[names[0]] if names else np.empty(0)
+        # a file of 50,000 samples may be larger than memory
+        images = map_npz_array(path, names[0]) if names else np.empty(0)
     except (OSError, EOFError, ValueError, TypeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(
             f"cannot read {path} ({error}): give an .npz file, written with numpy.savez"

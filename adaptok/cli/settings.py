@@ -97,13 +97,18 @@ class Drawn:
 
     Args:
         rows: one per setting.
-        inputs: what the model was given in each step of the first row.
+        given: what the model was given in each step, row by row.
         labels: class of each column.
     """
 
     rows: tuple[Row, ...]
-    inputs: Sequence[Float[Tensor, "b c h w"]]
+    given: Sequence[Sequence[Float[Tensor, "b c h w"]]]
     labels: tuple[int, ...]
+
+    @property
+    def inputs(self) -> Sequence[Float[Tensor, "b c h w"]]:
+        """What the model was given in each step of the first row."""
+        return self.given[0]
 
 
 def draw_rows(tour: Tour, trained: TrainedModel) -> Drawn:
@@ -127,7 +132,7 @@ def draw_rows(tour: Tour, trained: TrainedModel) -> Drawn:
         Row(setting, replace(measured, cost=replace(measured.cost, ms=ms)))
         for setting, measured, ms in zip(SETTINGS, found, timed, strict=True)
     )
-    return Drawn(rows, given[0], labels)
+    return Drawn(rows, given, labels)
 
 
 def measure_again(

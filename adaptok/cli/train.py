@@ -7,6 +7,14 @@ from typing import Annotated, Any
 import typer
 
 MODEL, DATA, RECIPE, RUN = "Model", "Data", "Recipe", "Run"
+# Written out, so that `--help` imports nothing; a test holds it against `list_paper_runs`.
+CONFIG_HELP = (
+    "JSON file with options, such as config.json of another run, or a published run: paper/S-256, "
+    "paper/B-256, paper/L-256, paper/XL-256, paper/S-512, paper/B-512, paper/L-512, paper/XL-512; "
+    "its baseline: paper/DiT-S-2-256, paper/DiT-B-2-256, paper/DiT-L-2-256, paper/DiT-XL-2-256, "
+    "paper/DiT-S-2-512, paper/DiT-B-2-512, paper/DiT-L-2-512, paper/DiT-XL-2-512. Options on the "
+    "command line win."
+)
 
 
 class Kind(StrEnum):
@@ -75,12 +83,8 @@ def train(
         ),
     ],
     config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="JSON file with options, such as config.json of another run; "
-            "options on the command line win.",
-        ),
+        str | None,
+        typer.Option(metavar="FILE|NAME", help=CONFIG_HELP, show_default=False),
     ] = None,
     fresh: Annotated[
         bool,
@@ -116,7 +120,8 @@ def train(
         str | None,
         option(
             DATA,
-            "emoji (shipped), a folder with one folder per class, or an .npz file.",
+            "emoji (shipped), a folder with one folder per class, an .npz file, or latents of "
+            "`adaptok encode`.",
             "emoji",
             metavar="emoji|FOLDER|FILE",
         ),

@@ -8,13 +8,16 @@ import typer
 
 from adaptok.cli.terminal import INTERRUPTED, Bar, describe_seconds, err, out, show_progress
 from adaptok.dc.config import read_model_config
-from adaptok.train.batches import open_training_set
-from adaptok.train.config import TrainConfig, fit_model_to_data
+from adaptok.errors import ConfigError
+from adaptok.train.batches import fit_run_to_data
+from adaptok.train.config import CHANGEABLE, TrainConfig, flatten
+from adaptok.train.paper import PREFIX, list_paper_runs, make_paper_run
 from adaptok.train.progress import StepReport, TrainSummary
 from adaptok.train.trainer import train
 
 KINDS = {"dc": "DCDiT", "dit": "DiT"}
 SIZES = ("hidden_size", "depth", "num_heads")
+OUTSIDE = (CHANGEABLE - {"steps"}) | {"data", "seed"}  # what a published setting leaves open
 MODEL_OPTIONS = frozenset(
     (
         "scale",
@@ -41,10 +44,12 @@ def run_training(given: dict[str, Any]) -> None:
     options = dict(given)
     output: Path = options.pop("output")
     fresh: bool = options.pop("fresh")
-    config = read_config(options.pop("config", None), options)
-    config = fit_model_to_data(config, len(open_training_set(config).class_names))
+    name = options.pop("config", None)
+    config = fit_run_to_data(read_config(name, options))
     out.quiet = os.environ.get("RANK", "0") != "0"  # of several processes the first one speaks
     out.print(describe_run(config, output), soft_wrap=True)
+    for line in describe_changes(config, name):
+        out.print(line, soft_wrap=True)
     with show_progress("training", config.steps) as bar:
         summary = train(
             config, output, resume=not fresh, on_step=lambda report: show_report(bar, report)
@@ -54,24 +59,26 @@ def run_training(given: dict[str, Any]) -> None:
         raise typer.Exit(INTERRUPTED)
 
 
-def read_config(file: Path | None, options: dict[str, Any]) -> TrainConfig:
+def read_config(file: str | Path | None, options: dict[str, Any]) -> TrainConfig:
     """Put options over those of a file, if there is one.
 
     Args:
-        file: JSON of a `TrainConfig`; options that it lacks have their defaults.
+        file: JSON of a `TrainConfig`, whose options that it lacks have their defaults, or the name
+            of a published run.
         options: options of run and model by name, and `kind` of the model.
 
     Returns:
         The configuration.
 
     Raises:
-        ConfigError: an option is unknown, out of range, or does not fit the others.
+        ConfigError: an option is unknown, out of range, or does not fit the others, or there is
+            no such file or run.
 
     Example:
         >>> read_config(None, {"scale": "B", "steps": 10}).model.depth
         12
     """
-    values = {} if file is None else TrainConfig.from_json_file(file).model_dump(mode="json")
+    values = {} if file is None else open_config(file).model_dump(mode="json")
     plain = {name: plain_value(value) for name, value in options.items()}
     kind = plain.pop("kind", None)
     model_options = {name: plain.pop(name) for name in MODEL_OPTIONS & plain.keys()}
@@ -90,6 +97,53 @@ def read_config(file: Path | None, options: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**{**values, **plain, "model": read_model_config(name, chosen)})
 
 
+def open_config(name: str | Path) -> TrainConfig:
+    """Return the run of a file, or a published one.
+
+    Args:
+        name: path of a JSON file, or a name such as `"paper/S-256"`.
+
+    Returns:
+        The run.
+
+    Raises:
+        ConfigError: there is neither a file nor a published run of that name.
+    """
+    text = str(name)
+    if not Path(name).is_file():
+        if text.startswith(PREFIX):
+            return make_paper_run(text)
+        if not text.endswith(".json"):
+            raise ConfigError(
+                f"cannot read the configuration {text}: there is no such file, and the published "
+                f"runs are {', '.join(list_paper_runs())}"
+            )
+    return TrainConfig.from_json_file(name)
+
+
+def describe_changes(config: TrainConfig, name: str | None) -> list[str]:
+    """Say in what a run is not the published one whose name was given.
+
+    Args:
+        config: the run.
+        name: of a published run; other names and None mean nothing.
+
+    Returns:
+        One line, or none.
+    """
+    if name not in list_paper_runs():
+        return []
+    asked, ours = (flatten(run.model_dump(mode="json")) for run in (make_paper_run(name), config))
+    changes = [
+        f"{option} {ours.get(option)} for {asked.get(option)}"
+        for option in sorted(asked.keys() | ours.keys())
+        if asked.get(option) != ours.get(option)
+        and option not in OUTSIDE
+        and not option.startswith("latents.")
+    ]
+    return [f"not the published setting of {name}: {', '.join(changes)}"] if changes else []
+
+
 def plain_value(value: Any) -> Any:  # noqa: ANN401
     """Return what JSON would hold: the value of a choice, a tuple for a list."""
     value = getattr(value, "value", value)
@@ -101,10 +155,11 @@ def describe_run(config: TrainConfig, output: Path) -> str:
     model = config.model
     kind = type(model).__name__.removesuffix("Config")
     h, w = model.grid
+    encoded = "" if config.latents is None else f", latents of {config.latents.name}"
     return (
         f"{kind}, width {model.hidden_size}, {model.depth} blocks, on {h} x {w} cells of "
         f"{model.in_channels} channels; {config.data}, {model.num_classes} classes, "
-        f"{config.image_size} px; objective {config.objective}, {config.steps:,} steps of "
+        f"{config.image_size} px{encoded}; objective {config.objective}, {config.steps:,} steps of "
         f"{config.batch_size} images; output in {output}"
     )
 

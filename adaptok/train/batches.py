@@ -7,16 +7,24 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from adaptok.errors import ConfigError
-from adaptok.train.config import TrainConfig, open_stream
+from adaptok.train.config import TrainConfig, find_latent_shape, fit_model_to_data, open_stream
 from adaptok.train.data import ImageFiles, ImageSet, load_emoji, open_image_set
+from adaptok.train.latents import (
+    CacheIndex,
+    LatentSet,
+    is_latent_cache,
+    open_latents,
+    read_cache_index,
+)
 from adaptok.train.pixels import space_to_depth, to_latent
 
 MOST_BYTES_IN_MEMORY = 1 << 30
+TrainingSet = ImageSet | LatentSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +45,13 @@ class Batch:
     """What one process trains on in one step.
 
     Args:
-        images: pixels, `(b 3 h w)`.
+        images: pixels, `(b 3 h w)`, or latents of an autoencoder, `(b c h2 w2)`.
         labels: classes; the null class where the label was dropped, `(b)`.
         noise: standard normal noise in the shape of the latents, `(b c h2 w2)`.
         u: uniform number in [0, 1) for the time of each sample, `(b)`.
     """
 
-    images: UInt8[Tensor, "b 3 h w"]
+    images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b c h2 w2"]
     labels: Int[Tensor, " b"]
     noise: Float[Tensor, "b c h2 w2"]
     u: Float[Tensor, " b"]
@@ -67,19 +75,36 @@ class Batch:
         return (self.images, self.labels, self.noise, self.u)
 
 
-def open_training_set(config: TrainConfig) -> ImageSet:
+def open_training_set(config: TrainConfig) -> TrainingSet:
     """Open the images that a run asks for; a set that fits into memory is decoded now.
 
     Args:
         config: the run.
 
     Returns:
-        The training images.
+        The training images, or their latents.
 
     Raises:
         DataError: the data cannot be read.
-        ConfigError: the images are not square or of another size than the run asks for.
+        ConfigError: the images are not square or of another size than the run asks for, or latents
+            are of another autoencoder.
     """
+    if holds_latents(config):
+        index = read_cache_index(config.data)
+        check_cache(config, index)
+        assert config.latents is not None
+        if config.latents.cache_hash not in ("", index.source.cache_hash):
+            raise ConfigError(
+                f"the latents in {config.data} are of other images than this run was made for: "
+                "let `adaptok.train.batches.fit_run_to_data` make it anew"
+            )
+        return open_latents(config.data)
+    if config.latents is not None:
+        raise ConfigError(
+            f"this run learns from latents, and {config.data!r} is no folder of latents: make one "
+            f"with `adaptok encode IMAGES --vae VAE --size {config.image_size} --output FOLDER`, "
+            "and give it as data (--data FOLDER)"
+        )
     if config.data == "emoji":
         images = load_emoji(
             size=config.image_size,
@@ -97,6 +122,66 @@ def open_training_set(config: TrainConfig) -> ImageSet:
     if isinstance(images.images, ImageFiles) and needed <= MOST_BYTES_IN_MEMORY:
         return replace(images, images=images.take(range(len(images))))
     return images
+
+
+def holds_latents(config: TrainConfig) -> bool:
+    """Say whether the data of a run are latents and no pixels."""
+    return config.data != "emoji" and is_latent_cache(config.data)
+
+
+def check_cache(config: TrainConfig, index: CacheIndex) -> None:
+    """Raise a `ConfigError` unless latents are what a run asks for."""
+    if config.latents is None:
+        raise ConfigError(
+            f"{config.data} holds latents, and the run does not say of which autoencoder: let "
+            "`adaptok.train.batches.fit_run_to_data` set it"
+        )
+    wrong = config.latents.describe_differences(index.source)
+    if wrong:
+        raise ConfigError(
+            f"the latents in {config.data} are of another autoencoder than the run asks for "
+            f"({', '.join(wrong)}): encode the images with that one, or start another run"
+        )
+    if index.image_size != config.image_size:
+        raise ConfigError(
+            f"the latents in {config.data} are of images of {index.image_size} px and image_size "
+            f"is {config.image_size}: encode with --size {config.image_size}, or set image_size "
+            f"to {index.image_size}"
+        )
+    if config.flip and not index.mirrored:
+        raise ConfigError(
+            f"flip asks for mirrored images, and {config.data} holds none: encode with --mirror, "
+            "or set flip to false (--no-flip)"
+        )
+
+
+def fit_run_to_data(config: TrainConfig) -> TrainConfig:
+    """Return the same run with everything set that its data decide.
+
+    Sizes of images and cells follow from latents where the run does not name them; the model
+    takes the channels, the grid and the classes of the data.
+
+    Args:
+        config: the run.
+
+    Returns:
+        The run, for `adaptok.train.trainer.train`.
+
+    Raises:
+        DataError: the data cannot be read.
+        ConfigError: what the run names does not fit its data.
+    """
+    if holds_latents(config):
+        index = read_cache_index(config.data)
+        found = {"image_size": index.image_size, "space_to_depth": 1}
+        values = {name: getattr(config, name) for name in type(config).model_fields}
+        values |= {k: v for k, v in found.items() if k not in config.model_fields_set}
+        if config.latents is None:
+            values["latents"] = index.source
+        config = TrainConfig(**values)
+        check_cache(config, index)
+        config = config.model_copy(update={"latents": index.source})
+    return fit_model_to_data(config, len(open_training_set(config).class_names))
 
 
 def check_share(config: TrainConfig, ranks: int) -> None:
@@ -146,7 +231,7 @@ def choose_images(seed: int, samples: range, size: int) -> list[int]:
     return [int(order_epoch(seed, i // size, size)[i % size]) for i in samples]
 
 
-def draw_batch(config: TrainConfig, images: ImageSet, step: int, share: Share) -> Batch:
+def draw_batch(config: TrainConfig, images: TrainingSet, step: int, share: Share) -> Batch:
     """Draw what one process trains on in one step.
 
     Time, label dropout, mirroring and noise of a sample come from the seed and the number of the
@@ -165,9 +250,8 @@ def draw_batch(config: TrainConfig, images: ImageSet, step: int, share: Share) -
     first = step * config.batch_size + share.rank * size
     samples = range(first, first + size)
     chosen = torch.tensor(choose_images(config.seed, samples, len(images)))
-    pixels, labels = images.take(chosen), images.labels[chosen]
-    cells = config.image_size // config.space_to_depth
-    noise = np.empty((size, 3 * config.space_to_depth**2, cells, cells), dtype=np.float32)
+    labels = images.labels[chosen]
+    noise = np.empty((size, *find_latent_shape(config)), dtype=np.float32)
     u = np.empty((size, 3), dtype=np.float32)
     for row, sample in enumerate(samples):
         stream = open_stream("sample", config.seed, sample)
@@ -175,15 +259,45 @@ def draw_batch(config: TrainConfig, images: ImageSet, step: int, share: Share) -
         stream.standard_normal(dtype=np.float32, out=noise[row])
     numbers = torch.from_numpy(u)
     unlabelled = numbers[:, 1] < config.class_dropout
-    if config.flip:
-        mirrored = numbers[:, 2] < 0.5
-        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+    mirrored = (numbers[:, 2] < 0.5) & config.flip
     return Batch(
-        images=pixels,
+        images=take_inputs(config, images, chosen, mirrored, samples),
         labels=labels.masked_fill(unlabelled, config.model.num_classes),
         noise=torch.from_numpy(noise),
         u=numbers[:, 0].clone(),
     )
+
+
+def take_inputs(
+    config: TrainConfig,
+    images: TrainingSet,
+    chosen: Int[Tensor, " b"],
+    mirrored: Bool[Tensor, " b"],
+    samples: range,
+) -> UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b c h2 w2"]:
+    """Bring images into memory as `make_latents` takes them.
+
+    Of an autoencoder's latents each sample of the run gets a draw of its own.
+
+    Args:
+        config: the run.
+        images: its images.
+        chosen: which of them.
+        mirrored: which of those are mirrored.
+        samples: numbers of the samples in the run.
+
+    Returns:
+        Pixels, or latents.
+    """
+    if isinstance(images, ImageSet):
+        pixels = images.take(chosen)
+        return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+    posterior = images.take(chosen, mirrored)
+    noise = np.empty(posterior.mean.shape, dtype=np.float32)
+    for row, sample in enumerate(samples):
+        stream = open_stream("posterior", config.seed, sample)
+        stream.standard_normal(dtype=np.float32, out=noise[row])
+    return posterior.draw(torch.from_numpy(noise), images.index.source)
 
 
 class StepBatches(Dataset[Batch]):
@@ -195,7 +309,7 @@ class StepBatches(Dataset[Batch]):
         share: which part of each global batch.
     """
 
-    def __init__(self, config: TrainConfig, images: ImageSet, share: Share) -> None:
+    def __init__(self, config: TrainConfig, images: TrainingSet, share: Share) -> None:
         self.config = config
         self.images = images
         self.share = share
@@ -236,6 +350,18 @@ def prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def make_latents(images: UInt8[Tensor, "b 3 h w"], factor: int) -> Float[Tensor, "b c h2 w2"]:
-    """Turn pixels into latents: numbers in [-1, 1], with squares of pixels in the channels."""
+def make_latents(
+    images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b c h2 w2"], factor: int
+) -> Float[Tensor, "b c h2 w2"]:
+    """Turn pixels into latents: numbers in [-1, 1], with squares of pixels in the channels.
+
+    Args:
+        images: pixels; latents of an autoencoder are returned as they are.
+        factor: pixels per side of a cell.
+
+    Returns:
+        What a model learns from.
+    """
+    if images.is_floating_point():
+        return images
     return space_to_depth(to_latent(images), factor)

@@ -25,6 +25,7 @@ from adaptok.storage import (
     save_tensors,
     write_folder,
 )
+from adaptok.train.sharding import shard_like
 
 FOLDER = "checkpoints"
 STATE_FILE = "state.json"
@@ -233,14 +234,17 @@ def restore_moments(
     """Give an optimiser the state that `collect_moments` returned.
 
     Args:
-        optimizer: with one group of parameters.
+        optimizer: with one group of parameters, sharded or not.
         names: their names, in the same order.
-        tensors: the state.
+        tensors: the state, whole.
     """
     numbers = {name: number for number, name in enumerate(names)}
+    parameters = optimizer.param_groups[0]["params"]
     state: dict[int, dict[str, Tensor]] = {number: {} for number in numbers.values()}
     for key, value in tensors.items():
         kind, _, name = key.partition(".")
-        state[numbers[name]][kind] = value
+        number = numbers[name]
+        is_count = value.ndim == 0 and parameters[number].ndim != 0
+        state[number][kind] = value if is_count else shard_like(value, parameters[number])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -11,6 +11,7 @@ from adaptok.dc.config import MODEL_CONFIGS, DCDiTConfig, DiTConfig, read_model_
 from adaptok.diffusion import Objective, make_objective
 from adaptok.diffusion.objective import TimeDistribution
 from adaptok.errors import ConfigError
+from adaptok.train.vae import LatentSource
 
 ModelConfig = DCDiTConfig | DiTConfig
 Precision = Literal["no", "bf16", "fp16"]
@@ -22,7 +23,15 @@ PIXEL_CHANNELS = 3
 KINDS = {config: kind for kind, config in MODEL_CONFIGS.items()}
 # What may change between a run and its continuation: none of it decides what is learned.
 CHANGEABLE = frozenset(
-    ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "workers", "compile")
+    (
+        "steps",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "workers",
+        "compile",
+        "latents.name",
+    )
 )
 
 
@@ -49,11 +58,14 @@ class TrainConfig(Config):
             DC-DiT around its blocks (`adaptok.upcycle`). None starts from nothing.
         distill_steps: steps at the start in which the new parts around those blocks learn to
             reproduce what they replace; None means none.
-        data: `"emoji"`, a folder with one folder per class, or an `.npz` file.
+        data: `"emoji"`, a folder with one folder per class, an `.npz` file, or a folder of latents
+            that `adaptok encode` wrote.
         image_size: side of an image in pixels.
+        latents: the autoencoder whose latents the data hold; None for pixels. It is set by
+            `adaptok.train.batches.fit_run_to_data`.
         categories: emoji categories to train on; None means all.
         skin_variants: train on all skin tones of the emoji, not on one of each.
-        space_to_depth: pixels per side of a latent cell.
+        space_to_depth: pixels per side of a cell; 1 with latents, which are cells already.
         flip: mirror half of the images.
         objective: `"hybrid"` (noise and variance) or `"flow"` (velocity).
         flow_times: how the times of flow matching are drawn.
@@ -98,6 +110,7 @@ class TrainConfig(Config):
     distill_steps: Positive | None = None
     data: str = "emoji"
     image_size: Positive = 64
+    latents: LatentSource | None = None
     categories: tuple[str, ...] | None = None
     skin_variants: bool = True
     space_to_depth: Positive = 2
@@ -135,6 +148,11 @@ class TrainConfig(Config):
                 f"categories and skin_variants choose emoji, but data is {self.data!r}: leave "
                 "them out, or choose the images by folder"
             )
+        if self.latents is not None and self.space_to_depth != 1:
+            raise ValueError(
+                "latents of an autoencoder are cells already, got "
+                f"space_to_depth={self.space_to_depth}: set space_to_depth=1"
+            )
         if self.objective != "flow" and (self.flow_times, self.flow_shift) != ("uniform", 1.0):
             raise ValueError('flow_times and flow_shift need objective="flow"')
         if isinstance(self.model, DCDiTConfig) and self.model.layout == "fixed":
@@ -159,6 +177,36 @@ class TrainConfig(Config):
         return make_objective("flow", time_distribution=self.flow_times, shift=self.flow_shift)
 
 
+def find_latent_shape(config: TrainConfig) -> tuple[int, int, int]:
+    """Return channels, height and width of what a model of this run sees.
+
+    Args:
+        config: the run.
+
+    Returns:
+        The shape of one latent.
+
+    Raises:
+        ConfigError: the images cannot be cut into cells.
+
+    Example:
+        >>> find_latent_shape(TrainConfig(image_size=64, space_to_depth=2))
+        (12, 32, 32)
+    """
+    if config.latents is not None:
+        name, factor = "the autoencoder's factor", config.latents.factor
+        channels = config.latents.channels
+    else:
+        name, factor = "space_to_depth", config.space_to_depth
+        channels = PIXEL_CHANNELS * factor**2
+    if config.image_size % factor:
+        raise ConfigError(
+            f"image_size={config.image_size} is no multiple of {name}={factor}: change one of them"
+        )
+    side = config.image_size // factor
+    return (channels, side, side)
+
+
 def find_fitting_sizes(config: TrainConfig, num_classes: int) -> dict[str, Any]:
     """Return the model options that data and objective ask for, by name.
 
@@ -172,14 +220,10 @@ def find_fitting_sizes(config: TrainConfig, num_classes: int) -> dict[str, Any]:
     Raises:
         ConfigError: the images cannot be cut into cells.
     """
-    if config.image_size % config.space_to_depth:
-        raise ConfigError(
-            f"image_size={config.image_size} is no multiple of "
-            f"space_to_depth={config.space_to_depth}: change one of them"
-        )
+    channels, side, _ = find_latent_shape(config)
     return {
-        "in_channels": PIXEL_CHANNELS * config.space_to_depth**2,
-        "latent_size": config.image_size // config.space_to_depth,
+        "in_channels": channels,
+        "latent_size": side,
         "num_classes": num_classes,
         "learn_sigma": config.make_objective().out_channels(1) == 2,
     }
@@ -211,6 +255,12 @@ def fit_model_to_data(config: TrainConfig, num_classes: int) -> TrainConfig:
 
 def check_fit(config: TrainConfig, num_classes: int) -> None:
     """Raise a `ConfigError` unless the model takes the latents and labels of its data."""
+    if num_classes == 1 and config.class_dropout > 0:
+        raise ConfigError(
+            f"{config.data} has one class, and class_dropout={config.class_dropout:g} would teach "
+            "the model the same images once more without it: set class_dropout=0 (--class-dropout "
+            "0) for an unconditional model, or give images with one folder per class"
+        )
     needed = find_fitting_sizes(config, num_classes)
     model = config.model
     found = {
@@ -225,10 +275,13 @@ def check_fit(config: TrainConfig, num_classes: int) -> None:
         for name, value in needed.items()
         if found[name] != ((side, side) if name == "latent_size" else value)
     ]
+    cells = f"space_to_depth={config.space_to_depth}"
+    if config.latents is not None:
+        cells = f"an autoencoder of {config.latents.channels} channels"
     if wrong:
         raise ConfigError(
-            f"the model has {', '.join(wrong)}: images of {config.image_size} px with "
-            f"space_to_depth={config.space_to_depth}, {num_classes} classes and the objective "
+            f"the model has {', '.join(wrong)}: images of {config.image_size} px with {cells}, "
+            f"{num_classes} classes and the objective "
             f"{config.objective!r} ask for it (`fit_model_to_data` sets it)"
         )
 
@@ -299,7 +352,7 @@ def drop_at(config: TrainConfig, step: int) -> float:
 
 # A stream is (what, seed, index): the domain lies in the upper word of the counter, the other two
 # in the key, so that no two streams ever meet.
-DOMAINS = {"order": 1, "sample": 2, "drop": 3}
+DOMAINS = {"order": 1, "sample": 2, "drop": 3, "posterior": 4}
 
 
 def open_stream(domain: str, seed: int, index: int) -> np.random.Generator:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adaptok.errors import DataError, DtypeError
 from adaptok.train.emoji import decode_emoji, read_emoji_index
+from adaptok.train.latents import is_latent_cache
 from adaptok.train.pixels import (
     decode_image,
     depth_to_space,
@@ -176,6 +177,8 @@ def open_image_set(spec: str, size: int) -> ImageSet:
     if spec == "emoji":
         return load_emoji(size=size)
     path = Path(spec).expanduser()
+    if is_latent_cache(path):
+        raise DataError(f"{spec} holds latents of images, and the images themselves are needed")
     if path.is_dir():
         return load_image_folder(path, size=size)
     if path.is_file() and path.suffix == ".npz":

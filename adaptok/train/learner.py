@@ -18,6 +18,7 @@ from adaptok.train.batches import Batch, make_latents
 from adaptok.train.checkpoint import Checkpoint, check_tensors, collect_moments, restore_moments
 from adaptok.train.config import TrainConfig, drop_at, ema_decay_at, learning_rate_at
 from adaptok.train.distillation import Teacher, measure_distillation, start_from_host
+from adaptok.train.sharding import Sharding, gather_whole, local_part, shard_like, shard_model
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Reduce = Callable[[Tensor], Tensor]
@@ -42,7 +43,7 @@ def make_model(
         return build_model(config.model).to(device).train(), None
 
 
-def compile_parts(model: DCDiT | DiT, backend: str = "inductor") -> None:
+def compile_parts(model: DCDiT | DiT, backend: str = "inductor", *, sharded: bool = False) -> None:
     """Compile the parts of a model in place, which changes no name in its state dict.
 
     The whole model does not compile into one graph, since the number of kept tokens is only
@@ -51,15 +52,25 @@ def compile_parts(model: DCDiT | DiT, backend: str = "inductor") -> None:
     Args:
         model: the model.
         backend: of `torch.compile`.
+        sharded: the model will be sharded, so that each block is a part of its own.
     """
+
+    def compile_part(part: nn.Module, dynamic: bool | None = None) -> None:
+        if sharded:  # hooks around `forward` collect its weights: they stay outside of the graph
+            part.forward = torch.compile(part.forward, backend=backend, dynamic=dynamic)
+        else:
+            part.compile(backend=backend, dynamic=dynamic)
+
     if isinstance(model, DCDiT):
-        for part in (model.encoder, model.router, model.decoder, model.final_layer):
-            part.compile(backend=backend)
+        stacks = (model.encoder, model.decoder)
+        ends = [block for stack in stacks for block in stack.blocks] if sharded else stacks
+        for part in (*ends, model.router, model.final_layer):
+            compile_part(part)
         for block in (*model.backbone.blocks, model.backbone.norm):
-            block.compile(backend=backend, dynamic=True)
+            compile_part(block, dynamic=True)
     else:
         for block in model.blocks:
-            block.compile(backend=backend)
+            compile_part(block)
 
 
 def measure_loss(
@@ -101,6 +112,11 @@ def measure_loss(
         measures["kept"] = routing.keep_mask.float().mean()
         measures["natural"] = routing.natural_mask.float().mean()
     return measures
+
+
+def list_weights(model: nn.Module) -> list[Tensor]:
+    """Return what this process holds of the state dict of a model."""
+    return [local_part(value) for value in model.state_dict().values()]
 
 
 def average_weights(averages: list[Tensor], weights: list[Tensor], decay: float) -> None:
@@ -158,7 +174,8 @@ class Learner:
         ema: averaged weights by name, for the whole state dict.
         scaler: loss scaling, off unless the precision is fp16.
         forward: the model, or the wrapper of several processes around it.
-        weights: the tensors of the state dict, in the order of `ema`.
+        weights: the tensors of the state dict, in the order of `ema`; of sharded ones the part
+            that this process holds.
         window: what was measured since the last report.
         bad_step: the first step whose loss or gradient was not finite, or -1.
         teacher: the host whose blocks the model has.
@@ -177,17 +194,25 @@ class Learner:
     window: Window = field(default_factory=Window)
 
     @classmethod
-    def start(cls, config: TrainConfig, device: torch.device) -> "Learner":
+    def start(
+        cls, config: TrainConfig, device: torch.device, sharding: Sharding | None = None
+    ) -> "Learner":
         """Make the learner that a run starts with.
 
         Args:
             config: the run.
             device: where it computes.
+            sharding: how several processes share the model; None gives each all of it.
 
         Returns:
             A learner that has done no step.
         """
-        model, teacher = make_model(config, device)
+        # A model that is to be shared may be larger than the device of one process.
+        model, teacher = make_model(config, torch.device("cpu") if sharding else device)
+        if config.compile:
+            compile_parts(model, sharded=sharding is not None)
+        if sharding is not None:
+            shard_model(model, device, sharding)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
             trained.values(),
@@ -195,8 +220,6 @@ class Learner:
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
-        if config.compile:
-            compile_parts(model)
         return cls(
             config=config,
             model=model,
@@ -205,7 +228,7 @@ class Learner:
             ema={name: value.detach().clone() for name, value in model.state_dict().items()},
             scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
             forward=model,
-            weights=list(model.state_dict().values()),
+            weights=list_weights(model),
             bad_step=torch.full((), -1, device=device),
             teacher=teacher,
         )
@@ -223,10 +246,12 @@ class Learner:
         if checkpoint.state.step <= (self.config.distill_steps or 0):  # blocks have no moments yet
             learnt = tuple(name for name in learnt if not name.startswith("backbone.blocks."))
         check_tensors(checkpoint, self.model.state_dict(), learnt)
-        self.model.load_state_dict(dict(checkpoint.model))
+        self.model.load_state_dict(
+            {name: shard_like(checkpoint.model[name], own) for name, own in self.ema.items()}
+        )
         restore_moments(self.optimizer, self.names, checkpoint.optimizer)
         for name, value in self.ema.items():
-            value.copy_(checkpoint.ema[name])
+            value.copy_(shard_like(checkpoint.ema[name], value))
         state = checkpoint.state
         if state.scaler:
             self.scaler.load_state_dict(dict(state.scaler))
@@ -241,7 +266,7 @@ class Learner:
             prepare: makes the wrapper around the model; it may move the weights.
         """
         self.forward = prepare(self.model)
-        self.weights = list(self.model.state_dict().values())
+        self.weights = list_weights(self.model)
 
     def moments(self) -> dict[str, Tensor]:
         """Return the state of the optimiser by the names of the parameters."""
@@ -261,20 +286,34 @@ class Learner:
             batch: this process's share, on its device.
             step: number of the step, from 0.
         """
-        config = self.config
-        parts = config.accumulation
+        measures = self.collect_gradients(batch, step)
+        measures["gradient_norm"] = self.clip_gradients()
+        self.update_weights(step)
+        self.note_bad_step(measures, step)
+        self.window.add(measures)
+
+    def collect_gradients(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Compute the gradients of a batch, and exchange them between processes.
+
+        Args:
+            batch: this process's share, on its device.
+            step: number of the step, from 0.
+
+        Returns:
+            What was measured, means over this process's share.
+        """
+        parts = self.config.accumulation
         measures: dict[str, Tensor] = {}
         for number, piece in enumerate(batch.split(parts)):
-            # Gradients are exchanged between processes once, with the last micro-batch.
+            # Gradients are exchanged between processes once, with the last micro-batch. Sharded
+            # ones are with each: whole gradients of all weights are what sharding avoids.
             with self.without_exchange() if number + 1 < parts else nullcontext():
                 found = self.measure(piece, step)
                 self.scaler.scale(found["loss"] / parts).backward()
             for name, value in found.items():
                 share = value.detach() / parts
                 measures[name] = measures[name] + share if name in measures else share
-        measures["gradient_norm"] = self.update_weights(step)
-        self.note_bad_step(measures, step)
-        self.window.add(measures)
+        return measures
 
     def measure(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Say how wrong the model is on a batch, in the way that this step trains."""
@@ -289,20 +328,24 @@ class Learner:
         no_sync = getattr(self.forward, "no_sync", None)
         return nullcontext() if no_sync is None else no_sync()
 
-    def update_weights(self, step: int) -> Tensor:
-        """Clip the gradients, change weights and averages, and return the gradient's norm."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.config, step)
+    def clip_gradients(self) -> Tensor:
+        """Shorten the gradients to the limit, and return their norm before."""
         self.scaler.unscale_(self.optimizer)
         limit = self.config.gradient_clip
         norm = nn.utils.clip_grad_norm_(
             self.optimizer.param_groups[0]["params"], math.inf if limit is None else limit
         )
+        return gather_whole(norm)
+
+    def update_weights(self, step: int) -> None:
+        """Change weights and averages."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.config, step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        average_weights(list(self.ema.values()), self.weights, ema_decay_at(self.config, step))
-        return norm
+        averages = [local_part(value) for value in self.ema.values()]
+        average_weights(averages, self.weights, ema_decay_at(self.config, step))
 
     def note_bad_step(self, measures: Mapping[str, Tensor], step: int) -> None:
         """Remember the first step that went wrong, without looking at it now."""

@@ -1,26 +1,16 @@
 """Training: one function for a CPU, a GPU, several processes and several machines."""
 
-import atexit
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from adaptok.dc.folder import CARD_FILE, WEIGHTS_FILE, ModelCard, build_model, save_model
 from adaptok.errors import AdaptokError, ConfigError, StorageError
-from adaptok.optional import import_optional
 from adaptok.storage import refuse_foreign_files
-from adaptok.train.batches import (
-    Share,
-    StepBatches,
-    check_share,
-    load_batches,
-    open_training_set,
-)
+from adaptok.train.batches import StepBatches, TrainingSet, load_batches, open_training_set
 from adaptok.train.checkpoint import (
     Checkpoint,
     RunState,
@@ -37,8 +27,14 @@ from adaptok.train.config import (
     drop_at,
     learning_rate_at,
 )
-from adaptok.train.data import ImageSet
 from adaptok.train.learner import Learner
+from adaptok.train.processes import (
+    Processes,
+    check_processes,
+    fingerprint,
+    fingerprint_checkpoint,
+    fingerprint_data,
+)
 from adaptok.train.progress import (
     StepReport,
     StopRequest,
@@ -47,12 +43,11 @@ from adaptok.train.progress import (
     catch_signals,
     cut_log,
 )
+from adaptok.train.sharding import gather_state
 
 CONFIG_FILE = "config.json"
 MODEL_FOLDER = "model"
 OnStep = Callable[[StepReport], None]
-# What shards the model itself keeps its weights where these checkpoints do not look.
-REFUSED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP", "XLA")
 NOT_LOSS = ("loss", "kept", "natural", "gradient_norm")
 
 
@@ -68,7 +63,8 @@ def train(
 
     The same call runs on one device and, started by `accelerate launch`, in several processes on
     one or more machines that share the output folder. What is learned does not depend on
-    where a run was cut, and apart from rounding not on the number of processes.
+    where a run was cut, and apart from rounding not on the number of processes, nor on whether
+    each holds the whole model (`accelerate launch --use_fsdp --fsdp_version 2` shares it).
 
     Args:
         config: options of the run.
@@ -106,43 +102,15 @@ def train(
             f"the output folder {output} lies in the data folder {config.data}, where checkpoints "
             "would count as images: choose a folder outside of it"
         )
-    accelerator = start_accelerator()
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    check_share(config, share.ranks)
+    processes = Processes.start()
+    check_processes(config, processes.share.ranks)
     images = open_training_set(config)
     check_fit(config, len(images.class_names))
-    run = Run(config, Path(output), accelerator, images, share, on_step)
+    run = Run(config, Path(output), processes, images, on_step)
     with catch_signals() as stop:
         run.open(resume)
         run.learn(stop, stop_after)
         return run.close(stop)
-
-
-def start_accelerator() -> Any:  # noqa: ANN401
-    """Find out which device and which processes there are.
-
-    Precision is the run's own business and not the launcher's: a run must not change with the
-    way it is started.
-
-    Raises:
-        ConfigError: the launcher asks for sharded models, or for another precision.
-        MissingPackageError: accelerate is not installed.
-    """
-    try:
-        accelerator = import_optional("accelerate", extra="train").Accelerator(mixed_precision="no")
-    except ValueError as error:
-        raise ConfigError(
-            f"accelerate refuses to start ({error}): call train in a process of its own"
-        ) from error
-    kind = accelerator.distributed_type.value
-    if kind in REFUSED:
-        raise ConfigError(
-            f"the launcher asks for {kind}, and training runs data-parallel only: choose "
-            "multi-GPU or multi-CPU (`accelerate config`)"
-        )
-    if accelerator.num_processes > 1:
-        atexit.register(accelerator.end_training)
-    return accelerator
 
 
 @dataclass(slots=True, eq=False)
@@ -152,17 +120,15 @@ class Run:
     Args:
         config: its options.
         output: its folder.
-        accelerator: devices and processes.
+        processes: who takes part.
         images: what it learns from.
-        share: which part of each batch is this process's.
         on_step: called with each report, in the main process.
     """
 
     config: TrainConfig
     output: Path
-    accelerator: Any
-    images: ImageSet
-    share: Share
+    processes: Processes
+    images: TrainingSet
     on_step: OnStep | None
     learner: Learner = field(init=False)
     step: int = field(init=False, default=0)
@@ -171,7 +137,6 @@ class Run:
     reported: tuple[int, float] = field(init=False, default=(0, 0.0))  # step and time
     loss: float | None = field(init=False, default=None)
     checkpoint: Path | None = field(init=False, default=None)
-    group: Any = field(init=False, default=None)
 
     def open(self, resume: bool) -> None:
         """Make the learner, and take over what was saved.
@@ -185,15 +150,22 @@ class Run:
                 f"{self.output} already holds a run (its newest checkpoint is {folders[-1].name}): "
                 "resume it, or choose another folder"
             )
-        self.learner = Learner.start(self.config, self.accelerator.device)
+        processes = self.processes
+        if processes.share.ranks > 1:
+            processes.compare(
+                {
+                    "options": fingerprint(self.config.to_json().encode()),
+                    "data": fingerprint_data(self.config, self.images),
+                    "checkpoint": fingerprint_checkpoint(folders[-1] if folders else None),
+                }
+            )
+        self.learner = Learner.start(self.config, processes.device, processes.sharding)
         if folders:
             self.take_over(load_checkpoint(folders[-1]))
-        if self.share.ranks > 1:
-            self.learner.wrap(self.accelerator.prepare_model)
-            # Host-side, so that agreeing on a stop does not make a GPU wait.
-            self.group = torch.distributed.new_group(backend="gloo")
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        if processes.share.ranks > 1 and processes.sharding is None:
+            self.learner.wrap(processes.accelerator.prepare_model)
+        processes.wait()
+        if processes.is_first:
             self.prepare_output()
         self.started = time.monotonic()
         self.reported = (self.step, self.started)
@@ -229,14 +201,14 @@ class Run:
             stop: whether someone did.
             stop_after: do no more than so many steps.
         """
-        config, device = self.config, self.accelerator.device
+        config, device = self.config, self.processes.device
         last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
-        batches = StepBatches(config, self.images, self.share)
+        batches = StepBatches(config, self.images, self.processes.share)
         steps = range(self.step, last)
         for batch in load_batches(batches, steps, pin_memory=device.type == "cuda"):
             self.learner.take_step(batch.to(device), self.step)
             self.step += 1
-            stopping = self.agree(stop.requested)
+            stopping = self.processes.agree(stop.requested)
             # what is measured changes behind the distillation: no window spans both
             if self.step % config.log_every == 0 or self.step in (
                 config.steps,
@@ -248,22 +220,9 @@ class Run:
             if stopping:
                 break
 
-    def agree(self, requested: bool) -> bool:
-        """Say whether any process was asked to stop: all stop after the same step."""
-        if self.group is None:
-            return requested
-        flag = torch.tensor(int(requested))
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self.group)
-        return bool(flag)
-
-    def average(self, values: Tensor) -> Tensor:
-        """Return the mean of numbers over the processes."""
-        averaged: Tensor = self.accelerator.reduce(values, reduction="mean")
-        return averaged
-
     def check_finite(self) -> None:
         """Raise an `AdaptokError` if a step went wrong since the last check."""
-        found = self.accelerator.gather(self.learner.bad_step.reshape(1)).tolist()
+        found = self.processes.gather(self.learner.bad_step).tolist()
         bad = [step for step in found if step >= 0]
         if not bad:
             return
@@ -284,7 +243,7 @@ class Run:
         """Tell how the run stands, and start a new window."""
         self.check_finite()
         window, self.learner.window = self.learner.window, type(self.learner.window)()
-        sums = window.read(self.average)
+        sums = window.read(self.processes.average)
         means = {name: value / window.steps for name, value in sums.items()}
         now = time.monotonic()
         step, since = self.reported
@@ -306,7 +265,7 @@ class Run:
             steps_per_second=speed,
             seconds_left=(self.config.steps - self.step) / speed,
         )
-        if self.accelerator.is_main_process:
+        if self.processes.is_first:
             append_to_log(self.output, report)
             if self.on_step is not None:
                 self.on_step(report)
@@ -314,8 +273,8 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of this step."""
         self.check_finite()
-        learner = self.learner
-        window = learner.window.read(self.average)
+        learner, writes = self.learner, self.processes.is_first
+        window = learner.window.read(self.processes.average)
         state = RunState(
             step=self.step,
             seconds=self.time_spent(),
@@ -324,23 +283,26 @@ class Run:
             window_steps=learner.window.steps,
             scaler=learner.scaler.state_dict(),
         )
-        if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.output,
-                Checkpoint(state, learner.model.state_dict(), learner.ema, learner.moments()),
-                self.config.keep_checkpoints,
-            )
+        checkpoint = Checkpoint(
+            state=state,
+            model=gather_state(learner.model.state_dict(), keep=writes),
+            ema=gather_state(learner.ema, keep=writes),
+            optimizer=gather_state(learner.moments(), keep=writes),
+        )
+        if writes:
+            save_checkpoint(self.output, checkpoint, self.config.keep_checkpoints)
         self.checkpoint = name_checkpoint(self.output, self.step)
 
     def close(self, stop: StopRequest) -> TrainSummary:
         """Write the model with averaged weights and say how the run ended."""
         folder = self.output / MODEL_FOLDER
-        if self.accelerator.is_main_process:
+        averages = gather_state(self.learner.ema, keep=self.processes.is_first)
+        if self.processes.is_first:
             with torch.random.fork_rng(devices=[]):
                 model = build_model(self.config.model)
-            model.load_state_dict(self.learner.ema)
+            model.load_state_dict(averages)
             save_model(model, self.make_card(), folder)
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         assert self.checkpoint is not None
         return TrainSummary(
             step=self.step,
@@ -369,8 +331,8 @@ class Run:
                 "seconds": round(self.time_spent(), 1),
                 "step": self.step,
                 "loss": self.loss,
-                "device": describe_device(self.accelerator.device),
-                "processes": self.share.ranks,
+                "device": describe_device(self.processes.device),
+                "processes": self.processes.share.ranks,
                 "weights": "exponential moving average",
                 "config": config.model_dump(mode="json", exclude={"model", "workers"}),
             },

@@ -2,15 +2,17 @@
 
 import inspect
 import json
+import re
 
 import pytest
 import typer
 
 from adaptok.cli.train import train as train_command
-from adaptok.cli.training import MODEL_OPTIONS, read_config
+from adaptok.cli.training import MODEL_OPTIONS, describe_changes, read_config
 from adaptok.dc import DCDiTConfig, DiTConfig
 from adaptok.errors import ConfigError
 from adaptok.train.config import TrainConfig
+from adaptok.train.paper import list_paper_runs, make_paper_run
 
 TINY = [
     "--hidden-size", 32, "--depth", 1, "--num-heads", 1, "--image-size", 16, "--objective", "flow",
@@ -73,6 +75,10 @@ def test_interrupted(run, tmp_path, monkeypatch):
         (["--scale", "S", "--depth", "3"], "leave one of them out"),
         (["--model", "dit", "--target", "4"], "target: this option does not exist"),
         (["--config", "no.json"], "cannot read the configuration no.json"),
+        (["--config", "S-256"], "there is no such file, and the published runs are paper/S-256,"),
+        (["--config", "paper/S-128"], "no published run 'paper/S-128': there are paper/S-256,"),
+        (["--config", "paper/S-256"], "'latents/imagenet-256' is no folder of latents: make one"),
+        (["--config", "paper/S-256", "--data", "emoji"], "'emoji' is no folder of latents"),
         (["--image-size", "17"], "image_size=17 is no multiple of space_to_depth=2"),
         (["--lr", "nan"], "learning_rate"),
         (["--category", "Cheese"], "no category Cheese"),
@@ -112,6 +118,31 @@ class TestReadConfig:
     def test_unknown_option(self):
         with pytest.raises(ConfigError, match="does not exist"):
             read_config(None, {"stepz": 3})
+
+
+class TestPaperRuns:
+    @pytest.mark.parametrize("name", list_paper_runs())
+    def test_a_name_is_the_published_run(self, name):
+        assert read_config(name, {}) == make_paper_run(name)
+        again = read_config(name, {"batch_size": 128, "data": "latents/mine"})
+        assert (again.batch_size, again.data) == (128, "latents/mine")
+        assert again.model == make_paper_run(name).model
+
+    def test_changes_are_said(self):
+        name = "paper/B-256"
+        config = read_config(name, {"learning_rate": 2e-4, "workers": 3, "seed": 1, "data": "x"})
+        (line,) = describe_changes(config, name)
+        assert line == f"not the published setting of {name}: learning_rate 0.0002 for 0.0001"
+        assert describe_changes(make_paper_run(name), name) == []
+        assert describe_changes(config, None) == describe_changes(config, "a.json") == []
+        (line,) = describe_changes(read_config(name, {"depth": 2}), name)
+        assert "model.depth 2 for 12" in line
+
+    def test_help_lists_all(self):
+        (text,) = (text for name, text in command_options() if name == "config")
+        assert re.findall(r"paper/[\w-]+\d", text) == [
+            name for kind in (False, True) for name in list_paper_runs() if ("DiT" in name) is kind
+        ]
 
 
 def command_options():

@@ -1,22 +1,32 @@
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from encoded_images import make_images, make_vae
 
-from adaptok.errors import ConfigError
+from adaptok import DCDiTConfig
+from adaptok.dc.folder import ModelCard, load_model
+from adaptok.errors import ConfigError, DataError
 from adaptok.train.batches import (
     Share,
     StepBatches,
     check_share,
     choose_images,
     draw_batch,
+    fit_run_to_data,
     load_batches,
     make_latents,
     open_training_set,
 )
-from adaptok.train.config import TrainConfig
+from adaptok.train.config import TrainConfig, open_stream
 from adaptok.train.data import ImageFiles
+from adaptok.train.encoding import encode_folder
+from adaptok.train.latents import INDEX_FILE, read_cache_index
+from adaptok.train.shards import EncodeOptions
+from adaptok.train.trainer import train
+from adaptok.train.vae import LatentSource, load_autoencoder, open_decoder, read_latent_source
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +182,162 @@ def test_images_that_are_not_square_are_refused(make_config, tmp_path, monkeypat
     monkeypatch.setattr(batches, "open_image_set", lambda spec, size: wide)
     with pytest.raises(ConfigError, match=r"\(16, 20\) px and image_size is 16"):
         open_training_set(make_config())
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    return load_autoencoder(make_vae(tmp_path_factory.mktemp("v") / "tiny", scaling_factor=0.5))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory, vae):
+    folder = tmp_path_factory.mktemp("latents")
+    encode_folder(
+        make_images(folder / "images", {"a": 5, "b": 4, "c": 3}),
+        folder / "cache",
+        vae,
+        EncodeOptions(size=16, shard_size=5, dtype="float32"),
+    )
+    return folder / "cache"
+
+
+@pytest.fixture(scope="module")
+def make_run(make_config, cache):
+    def make(**options):
+        config = make_config(fit=False, data=str(cache), space_to_depth=1, **options)
+        return fit_run_to_data(config)
+
+    return make
+
+
+class TestLatents:
+    """Batches of a cache of latents; the autoencoder makes one cell of 2 x 2 pixels."""
+
+    def test_sizes_follow_from_the_cache(self, cache, vae):
+        config = fit_run_to_data(
+            TrainConfig(model=DCDiTConfig(hidden_size=32, num_heads=2), data=str(cache))
+        )
+        assert (config.image_size, config.space_to_depth) == (16, 1)
+        assert (config.model.grid, config.model.in_channels) == ((8, 8), 4)
+        assert config.model.num_classes == 3
+        assert config.latents.weights_hash == vae.source.weights_hash
+        assert fit_run_to_data(config) == config
+        assert TrainConfig.from_json(config.to_json()) == config
+
+    def test_each_sample_of_the_run_has_a_draw_of_its_own(self, make_run, vae):
+        config = make_run(batch_size=24, class_dropout=0.0)
+        stored = open_training_set(config)
+        batch = draw_batch(config, stored, 1, Share())
+        posterior = stored.take(choose_images(config.seed, range(24, 48), 12))
+        noise = torch.stack(
+            [
+                torch.from_numpy(
+                    open_stream("posterior", config.seed, sample)
+                    .standard_normal(4 * 8 * 8, dtype=np.float32)
+                    .reshape(4, 8, 8)
+                )
+                for sample in range(24, 48)
+            ]
+        )
+        wanted = (posterior.mean + posterior.std * noise) * 0.5
+        torch.testing.assert_close(batch.images, wanted)
+        assert batch.noise.shape == (24, 4, 8, 8)
+        assert make_latents(batch.images, 1) is batch.images
+        seen = {}
+        for latent, place in zip(
+            batch.images, choose_images(config.seed, range(24, 48), 12), strict=True
+        ):
+            seen.setdefault(place, []).append(latent)
+        assert all(not torch.equal(*twice) for twice in seen.values())
+
+    def test_flip_takes_the_mirrored_images(self, make_run):
+        stored = open_training_set(make_run())
+        plain = draw_batch(make_run(batch_size=24), stored, 0, Share())
+        flipped = draw_batch(make_run(batch_size=24, flip=True), stored, 0, Share())
+        same_rows = [torch.equal(a, b) for a, b in zip(plain.images, flipped.images, strict=True)]
+        assert 4 < sum(same_rows) < 20
+        for row, same_row in enumerate(same_rows):
+            place = choose_images(0, range(24), 12)[row]
+            both = stored.take([place, place], torch.tensor([False, True]))
+            noise = (plain.images[row] / 0.5 - both.mean[0]) / both.std[0]
+            view = 0 if same_row else 1  # the draw is the same, mean and deviation are the mirror's
+            wanted = (both.mean[view] + both.std[view] * noise) * 0.5
+            torch.testing.assert_close(flipped.images[row], wanted, atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("ranks", [2, 4])
+    def test_shares_of_all_ranks_are_the_batch_of_one(self, make_run, ranks):
+        config = make_run(flip=True)
+        stored = open_training_set(config)
+        whole = draw_batch(config, stored, 2, Share())
+        shares = [draw_batch(config, stored, 2, Share(rank, ranks)) for rank in range(ranks)]
+        for part, joined in zip(whole.tensors, join(shares), strict=True):
+            assert torch.equal(part, joined)
+
+    # A worker is forked from a process that runs torch's threads, of which Python 3.12 warns.
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+    def test_workers_read_the_same(self, make_run):
+        config = make_run(workers=2)
+        stored = open_training_set(config)
+        plain = load_batches(StepBatches(make_run(), stored, Share()), range(3), False)
+        ahead = load_batches(StepBatches(config, stored, Share()), range(3), False)
+        assert [same(a, b) for a, b in zip(plain, ahead, strict=True)] == [True] * 3
+
+    def test_a_stopped_run_goes_on_and_its_card_names_the_autoencoder(
+        self, make_run, vae, cache, tmp_path
+    ):
+        config = make_run(steps=4, flip=True)
+        train(config, tmp_path / "whole")
+        assert train(config, tmp_path / "cut", stop_after=2).step == 2
+        assert train(config, tmp_path / "cut").step == 4
+        whole, cut = (load_model(tmp_path / name / "model") for name in ("whole", "cut"))
+        for name, weight in whole.model.state_dict().items():
+            assert torch.equal(weight, cut.model.state_dict()[name]), name
+        assert whole.card.training["data"] == "images"
+        assert read_latent_source(whole.card) == config.latents
+        decoder = open_decoder(whole.card)
+        latents = torch.randn(2, 4, 8, 8)
+        assert torch.equal(decoder.decode(latents), vae.decode(latents))
+        with pytest.raises(ConfigError, match="not the one that the model was trained with"):
+            open_decoder(whole.card, make_vae(tmp_path / "other", seed=3, scaling_factor=0.5))
+        with pytest.raises(ConfigError, match="this model draws pixels and no latents"):
+            open_decoder(ModelCard())
+
+    def test_another_autoencoder_or_size_than_asked_for_is_refused(self, make_run, cache):
+        config = make_run()
+        other = config.latents.model_copy(update={"weights_hash": "0" * 64})
+        with pytest.raises(ConfigError, match=r"of another autoencoder .*weights_hash"):
+            open_training_set(config.model_copy(update={"latents": other}))
+        any_other = LatentSource(channels=16, factor=8)
+        with pytest.raises(ConfigError, match=r"channels 4 where 16 .*, factor 2 where 8"):
+            fit_run_to_data(
+                TrainConfig(data=str(cache), latents=any_other, space_to_depth=1, image_size=16)
+            )
+        with pytest.raises(ConfigError, match="images of 16 px and image_size is 32: encode with"):
+            fit_run_to_data(TrainConfig(data=str(cache), image_size=32))
+        with pytest.raises(ConfigError, match="the run does not say of which autoencoder"):
+            open_training_set(TrainConfig(data=str(cache)))
+
+    def test_other_images_than_the_run_was_made_for_are_refused(self, make_run):
+        config = make_run()
+        other = config.latents.model_copy(update={"cache_hash": "0" * 64})
+        with pytest.raises(ConfigError, match="are of other images than this run was made for"):
+            open_training_set(config.model_copy(update={"latents": other}))
+
+    def test_flip_without_mirrored_images_is_refused(self, cache, vae, tmp_path):
+        images = make_images(tmp_path / "images", {"a": 2, "b": 2})
+        encode_folder(images, tmp_path / "c", vae, EncodeOptions(size=16, mirrored=False))
+        with pytest.raises(ConfigError, match=r"flip asks for mirrored images.*--mirror"):
+            fit_run_to_data(TrainConfig(data=str(tmp_path / "c"), flip=True))
+
+    @pytest.mark.parametrize("data", ["emoji", "nowhere", "."])
+    def test_a_run_on_latents_refuses_what_holds_none(self, make_run, data):
+        config = make_run().model_copy(update={"data": data})
+        with pytest.raises(ConfigError, match=r"is no folder of latents: make one with `adap"):
+            open_training_set(config)
+
+    def test_a_cache_that_is_not_whole_is_refused(self, cache, tmp_path):
+        shutil.copytree(cache, tmp_path / "c")
+        index = read_cache_index(tmp_path / "c").model_copy(update={"complete": False})
+        index.to_json_file(tmp_path / "c" / INDEX_FILE)
+        with pytest.raises(DataError, match=r"are not complete \(3 shards are there\)"):
+            fit_run_to_data(TrainConfig(data=str(tmp_path / "c")))

@@ -13,10 +13,12 @@ from adaptok.train.config import (
     check_same_run,
     drop_at,
     ema_decay_at,
+    find_latent_shape,
     fit_model_to_data,
     learning_rate_at,
     open_stream,
 )
+from adaptok.train.vae import LatentSource
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,8 @@ def test_model_without_kind_is_dcdit():
         ({"flow_shift": 3.0}, 'flow_times and flow_shift need objective="flow"'),
         ({"data": "photos", "categories": ("Food",)}, "choose emoji, but data is 'photos'"),
         ({"seed": -1}, "seed: .* got -1"),
+        ({"latents": {"channels": 4, "factor": 8}}, "cells already, got space_to_depth=2: set sp"),
+        ({"latents": {"channels": 0, "factor": 8}}, "channels: .* got 0"),
     ],
 )
 def test_wrong_options_are_named(options, message):
@@ -83,6 +87,38 @@ def test_model_that_does_not_fit_its_data_is_refused_with_the_right_number(
     model = DCDiTConfig(**(config.model.model_dump() | options))
     with pytest.raises(ConfigError, match=message):
         check_fit(make_config(fit=False, model=model), 3)
+
+
+def test_one_class_is_refused_unless_no_class_is_dropped(make_config):
+    one = fit_model_to_data(make_config(data="faces"), 1)
+    with pytest.raises(ConfigError, match=r"faces has one class, and class_dropout=0.1 .*set cl"):
+        check_fit(one, 1)
+    check_fit(fit_model_to_data(make_config(class_dropout=0.0), 1), 1)
+
+
+def test_sizes_of_latents_follow_from_their_autoencoder():
+    source = LatentSource(channels=4, factor=8)
+    config = TrainConfig(latents=source, space_to_depth=1, image_size=64, data="cache")
+    assert find_latent_shape(config) == (4, 8, 8)
+    fitted = fit_model_to_data(config, 3)
+    assert (fitted.model.grid, fitted.model.in_channels) == ((8, 8), 4)
+    assert fitted.latents == source
+    with pytest.raises(ConfigError, match=r"latent_size=\(32, 32\) where 8.*encoder of 4 ch"):
+        check_fit(config, 1000)
+    with pytest.raises(ConfigError, match="image_size=60 is no multiple of the autoencoder's fact"):
+        fit_model_to_data(config.model_copy(update={"image_size": 60}), 3)
+
+
+def test_a_run_goes_on_after_its_autoencoder_moved_and_with_no_other():
+    source = LatentSource(channels=4, factor=8, name="here", weights_hash="a", config_hash="b")
+    run = {"space_to_depth": 1, "data": "cache"}
+    saved = json.loads(TrainConfig(latents=source, **run).to_json())
+    moved = source.model_copy(update={"name": "there"})
+    check_same_run(TrainConfig(latents=moved, **run), saved)
+    for change in ({"weights_hash": "c"}, {"cache_hash": "c"}):
+        other = source.model_copy(update=change)
+        with pytest.raises(ConfigError, match=f"latents.{next(iter(change))}=.* and 'c' came"):
+            check_same_run(TrainConfig(latents=other, **run), saved)
 
 
 def test_flow_refuses_a_model_with_variance(make_config):
@@ -130,7 +166,7 @@ def test_drop_is_one_of_the_choices(step, seed):
 def test_streams_never_meet():
     heads = {
         (domain, seed, index): open_stream(domain, seed, index).random(4).tobytes()
-        for domain in ("order", "sample", "drop")
+        for domain in ("order", "sample", "drop", "posterior")
         for seed in (0, 1)
         for index in (0, 1, 2)
     }

@@ -1,0 +1,1 @@
+"""Small training runs that repeat the comparisons of the DC-DiT paper on emoji."""
