@@ -16,20 +16,18 @@ import numpy.typing as npt
 import torch
 from adaptok_patch import Leaves, measure_entropy, quadtree
 from einops import rearrange
-from matplotlib import cbook
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from adaptok.errors import AdaptokError, DataError
+from adaptok.errors import AdaptokError
 from adaptok.see.canvas import INK, QUIET, SMALL, TITLE, Canvas, make_canvas, save_figure
-from adaptok.train.emoji import decode_emoji, read_emoji_index
+from adaptok.see.specimens import load_emoji, load_photograph
 
 Pixels = npt.NDArray[np.uint8]
 
 SIZE, PATCH = 512, 16
 GRID = (SIZE // PATCH, SIZE // PATCH)
 THRESHOLDS = ((6.0, 4.0), (6.5, 5.5))
-PHOTOGRAPH = (0, 20, 512, 532)  # left, upper, right, lower: the square around the face
 BOX = 384  # screen pixels of a picture
 MARGIN, GAP, HEAD, LABEL = 28, 20, 84, 44
 # Okabe and Ito: fill and its strength of patches of one, two and four cells
@@ -37,20 +35,10 @@ FILLS = {1: ("none", 0.0), 2: ("#56B4E9", 0.35), 4: ("#E69F00", 0.45)}
 LINES = {1: 0.25, 2: 0.6, 4: 1.1}
 
 
-def load_emoji(name: str) -> Pixels:
+def enlarge_emoji(name: str) -> Pixels:
     """Return the shipped emoji of a name, enlarged."""
-    index = read_emoji_index()
-    names = [entry.name for entry in index.entries]
-    if name not in names:
-        raise DataError(f"no shipped emoji is called {name!r}: names are in adaptok/zoo/emoji.json")
-    picture = Image.fromarray(decode_emoji(index)[names.index(name)])
+    picture = Image.fromarray(load_emoji([name])[0])
     return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
-
-
-def load_photograph() -> Pixels:
-    """Return a square of Matplotlib's sample photograph."""
-    with cbook.get_sample_data("grace_hopper.jpg") as file, Image.open(file) as image:
-        return np.asarray(image.convert("RGB").crop(PHOTOGRAPH))
 
 
 def find_patches(picture: Pixels, thresholds: Sequence[float]) -> Leaves:
@@ -137,7 +125,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         pictures = {
-            f"emoji: {options.name}": load_emoji(options.name),
+            f"emoji: {options.name}": enlarge_emoji(options.name),
             "photograph": load_photograph(),
         }
         save_figure(draw(pictures).figure, options.output)

@@ -19,23 +19,20 @@ import torch
 from adaptok_graph.chunker import GraphChunker
 from einops import rearrange
 from jaxtyping import Float
-from matplotlib import cbook
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from PIL import Image
 from torch import Tensor
 
 from adaptok import Budget, ChunkPlan, Routing, Tokens
-from adaptok.errors import AdaptokError, DataError
-from adaptok.see.canvas import INK, QUIET, SMALL, TITLE, Canvas, make_canvas, save_figure
-from adaptok.train.emoji import decode_emoji, read_emoji_index
+from adaptok.errors import AdaptokError
+from adaptok.see.canvas import QUIET, SMALL, TITLE, Canvas, make_canvas, save_figure
+from adaptok.see.cells import paint_groups
+from adaptok.see.panels import draw_borders
+from adaptok.see.specimens import load_emoji, load_photograph
 
 Pixels = npt.NDArray[np.uint8]
 
 KEEPS = (0.5, 0.25, 0.1)
 BOX = 320  # screen pixels of a picture
 MARGIN, GAP, HEAD, LABEL = 28, 20, 52, 30
-PHOTOGRAPH = (0, 20, 512, 532)  # left, upper, right, lower: the square around the face
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,22 +48,6 @@ class Scene:
     title: str
     pixels: Pixels
     side: int
-
-
-def load_emoji(name: str) -> Pixels:
-    """Return the shipped emoji of a name, `(h w 3)`."""
-    index = read_emoji_index()
-    names = [entry.name for entry in index.entries]
-    if name not in names:
-        raise DataError(f"no shipped emoji is called {name!r}: names are in adaptok/zoo/emoji.json")
-    picture: Pixels = decode_emoji(index)[names.index(name)]
-    return picture
-
-
-def load_photograph() -> Pixels:
-    """Return the photograph that comes with Matplotlib, `(512 512 3)`."""
-    with cbook.get_sample_data("grace_hopper.jpg") as file, Image.open(file) as image:
-        return np.asarray(image.convert("RGB").crop(PHOTOGRAPH))
 
 
 def write_angles(scene: Scene) -> Float[Tensor, "1 n d"]:
@@ -89,32 +70,6 @@ def chunk_scene(scene: Scene, keep: float) -> ChunkPlan:
     return plan
 
 
-def paint_segments(scene: Scene, plan: ChunkPlan) -> Pixels:
-    """Give each pixel the mean colour of its segment."""
-    cells = rearrange(scene.pixels, "(h p) (w q) c -> (h w) (p q) c", h=scene.side, w=scene.side)
-    token = plan.provenance.token[0].numpy()
-    sums = np.zeros((token.max() + 1, 3))
-    np.add.at(sums, token, cells.mean(1))
-    colours = (sums / np.bincount(token)[:, None]).round().astype(np.uint8)[token]
-    painted = rearrange(colours, "(h w) c -> h w c", h=scene.side)
-    zoom = len(scene.pixels) // scene.side
-    return painted.repeat(zoom, axis=0).repeat(zoom, axis=1)
-
-
-def draw_borders(axes: Axes, scene: Scene, plan: ChunkPlan) -> None:
-    """Draw a line between cells of different segments."""
-    token = plan.provenance.token[0].numpy().reshape(scene.side, scene.side)
-    edges = []
-    for row, column in zip(*np.nonzero(token[:, 1:] != token[:, :-1]), strict=True):
-        edges.append([(column + 1, row), (column + 1, row + 1)])
-    for row, column in zip(*np.nonzero(token[1:] != token[:-1]), strict=True):
-        edges.append([(column, row + 1), (column + 1, row + 1)])
-    zoom = len(scene.pixels) / scene.side
-    lines = np.array(edges) * zoom - 0.5
-    axes.add_collection(LineCollection(list(lines), colors="white", linewidths=1.3))
-    axes.add_collection(LineCollection(list(lines), colors=INK, linewidths=0.6))
-
-
 def draw_row(canvas: Canvas, top: int, scene: Scene) -> None:
     """Draw one picture and its segments at each budget."""
     n = scene.side**2
@@ -127,8 +82,10 @@ def draw_row(canvas: Canvas, top: int, scene: Scene) -> None:
         canvas.text(left, top, f"{count} segments", bold=True)
         said = f"largest: {int(sizes.max())} cells"
         canvas.text(left + BOX, top + 3, said, size=SMALL, colour=QUIET, align="right")
-        axes = canvas.image(left, top + LABEL, (BOX, BOX), paint_segments(scene, plan))
-        draw_borders(axes, scene, plan)
+        token = plan.provenance.token[0].numpy().reshape(scene.side, scene.side)
+        painted = paint_groups(scene.pixels, token)
+        axes = canvas.image(left, top + LABEL, (BOX, BOX), painted)
+        draw_borders(axes, painted.shape[:2], token)
 
 
 def draw(scenes: list[Scene]) -> Canvas:
@@ -153,7 +110,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         scenes = [
-            Scene(f"the emoji: {options.name}", load_emoji(options.name), 16),
+            Scene(f"the emoji: {options.name}", load_emoji([options.name])[0], 16),
             Scene("a photograph", load_photograph(), 32),
         ]
         save_figure(draw(scenes).figure, options.output)

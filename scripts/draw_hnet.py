@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from adaptok import Budget, ChunkPlan, Context, Tokens
-from adaptok.errors import AdaptokError, DataError
+from adaptok.errors import AdaptokError
 from adaptok.see.canvas import (
     INK,
     MAP_COLOURS,
@@ -32,7 +32,8 @@ from adaptok.see.canvas import (
     make_canvas,
     save_figure,
 )
-from adaptok.train.emoji import decode_emoji, read_emoji_index
+from adaptok.see.panels import draw_borders, draw_dots
+from adaptok.see.specimens import load_emoji
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -60,16 +61,6 @@ of its kept cell.
 Runs of snake and hilbert hang
 together. A run of raster is torn
 where a row ends."""
-
-
-def load_picture(name: str) -> Pixels:
-    """Return the shipped emoji of a name, `(h w 3)`."""
-    index = read_emoji_index()
-    names = [entry.name for entry in index.entries]
-    if name not in names:
-        raise DataError(f"no shipped emoji is called {name!r}: names are in adaptok/zoo/emoji.json")
-    picture: Pixels = decode_emoji(index)[names.index(name)]
-    return picture
 
 
 def chunk_picture(picture: Pixels, scan: Scan, keep: float) -> ChunkPlan:
@@ -106,27 +97,6 @@ def draw_path(axes: Axes, scan: Scan, side: int) -> None:
     axes.plot(*points[-1], "s", color=INK, markersize=4.5)
 
 
-def draw_runs(axes: Axes, plan: ChunkPlan, side: int) -> None:
-    """Draw a border between cells of different tokens, and a dot in each kept cell."""
-    token = plan.provenance.token[0].numpy().reshape(GRID)
-    edges = []
-    for row, column in zip(*np.nonzero(token[:, 1:] != token[:, :-1]), strict=True):
-        edges.append([(column + 1, row), (column + 1, row + 1)])
-    for row, column in zip(*np.nonzero(token[1:] != token[:-1]), strict=True):
-        edges.append([(column, row + 1), (column + 1, row + 1)])
-    axes.add_collection(LineCollection(np.array(edges) * side - 0.5, colors=INK, linewidths=0.9))
-    rows, columns = np.unravel_index(plan.cells[0].numpy(), GRID)
-    axes.plot(
-        (columns + 0.5) * side - 0.5,
-        (rows + 0.5) * side - 0.5,
-        "o",
-        color="white",
-        markersize=3.6,
-        markeredgecolor=INK,
-        markeredgewidth=0.9,
-    )
-
-
 def draw_column(canvas: Canvas, left: int, scan: Scan, picture: Pixels, keep: float) -> None:
     """Draw one scan: the walk above, its runs below."""
     box = len(picture) * ZOOM
@@ -145,7 +115,9 @@ def draw_column(canvas: Canvas, left: int, scan: Scan, picture: Pixels, keep: fl
     )
     draw_path(canvas.image(left, HEAD, (box, box), faded), scan, side)
     below = HEAD + box + GAP
-    draw_runs(canvas.image(left, below, (box, box), paint_tokens(picture, plan)), plan, side)
+    axes = canvas.image(left, below, (box, box), paint_tokens(picture, plan))
+    draw_borders(axes, picture.shape[:2], plan.provenance.token[0].numpy().reshape(GRID))
+    draw_dots(axes, picture.shape[:2], GRID, plan.cells[0].tolist())
 
 
 def draw(picture: Pixels, name: str, keep: float) -> Canvas:
@@ -173,7 +145,7 @@ def main() -> int:
     parser.add_argument("--keep", type=float, default=0.2, help="share of the cells to keep")
     options = parser.parse_args()
     try:
-        canvas = draw(load_picture(options.name), options.name, options.keep)
+        canvas = draw(load_emoji([options.name])[0], options.name, options.keep)
         save_figure(canvas.figure, options.output)
     except AdaptokError as error:
         print(error, file=sys.stderr)

@@ -23,7 +23,6 @@ import torch
 from adaptok_prune.distilling import distillation_loss
 from adaptok_prune.dynamicvit import DynamicViT
 from jaxtyping import Float
-from matplotlib import cbook
 from matplotlib.collections import LineCollection
 from PIL import Image
 from safetensors.torch import load_file
@@ -34,6 +33,8 @@ import adaptok
 from adaptok.errors import AdaptokError, DataError
 from adaptok.reductions import ReduceEvent
 from adaptok.see.canvas import COLOURS, QUIET, SMALL, TITLE, Canvas, make_canvas, save_figure
+from adaptok.see.cells import GONE, find_borders, shade_cells
+from adaptok.see.specimens import load_emoji, load_photograph
 from adaptok.train.emoji import decode_emoji, read_emoji_index
 
 Pixels = npt.NDArray[np.uint8]
@@ -42,9 +43,7 @@ CLIP, SALIENCY = "clip_vit_b16_image_int8", "vit_small_patch14_saliency_fp16"
 CLIP_COLOURS = ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276))
 IMAGENET_COLOURS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIDE, TRAIN_SIDE, BATCH = 224, 140, 8
-PHOTOGRAPH = (0, 20, 512, 532)  # left, upper, right, lower: the square around the face
 BOX, MARGIN, GAP, HEAD, LABEL = 300, 28, 20, 52, 30
-FADED = np.array([214, 218, 226])  # what has gone is drawn in this light grey
 VEIL = 0.84
 TITLES = {
     "evit": "EViT in CLIP ViT-B/16: grey cells have no token of their own, they are fused",
@@ -113,19 +112,12 @@ def resize(picture: Pixels, side: int) -> Pixels:
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def load_photograph() -> Pixels:
-    """Return the photograph that comes with Matplotlib."""
-    with cbook.get_sample_data("grace_hopper.jpg") as file, Image.open(file) as image:
-        return resize(np.asarray(image.convert("RGB").crop(PHOTOGRAPH)), SIDE)
-
-
-def load_emoji(name: str) -> Pixels:
-    """Return the shipped emoji of a name."""
-    index = read_emoji_index()
-    names = [entry.name for entry in index.entries]
-    if name not in names:
-        raise DataError(f"no shipped emoji is called {name!r}: names are in adaptok/zoo/emoji.json")
-    return resize(decode_emoji(index)[names.index(name)], SIDE)
+def load_pictures(name: str) -> dict[str, Pixels]:
+    """Return a photograph, and the shipped emoji of a name."""
+    return {
+        "a photograph": resize(load_photograph(), SIDE),
+        name: resize(load_emoji([name])[0], SIDE),
+    }
 
 
 def load_lessons() -> Pixels:
@@ -178,10 +170,7 @@ def run(subject: Subject, picture: Pixels) -> tuple[ReduceEvent, ...]:
 
 def paint(picture: Pixels, keep: npt.NDArray[np.bool_]) -> Pixels:
     """Fade the cells of a picture whose token has gone."""
-    zoom = len(picture) // len(keep)
-    there = keep.repeat(zoom, axis=0).repeat(zoom, axis=1)[..., None]
-    veiled = (1 - VEIL) * picture + VEIL * FADED
-    return np.where(there, picture, veiled.round()).astype(np.uint8)
+    return shade_cells(picture, keep, GONE, VEIL)
 
 
 def draw_site(canvas: Canvas, left: int, top: int, picture: Pixels, event: ReduceEvent) -> None:
@@ -198,12 +187,7 @@ def draw_site(canvas: Canvas, left: int, top: int, picture: Pixels, event: Reduc
     canvas.text(left, top, f"block {event.site.block}", bold=True)
     canvas.text(left + BOX, top + 3, said, size=SMALL, colour=QUIET, align="right")
     axes = canvas.image(left, top + LABEL, (BOX, BOX), paint(picture, keep))
-    edges = []
-    for row, column in zip(*np.nonzero(keep[:, 1:] != keep[:, :-1]), strict=True):
-        edges.append([(column + 1, row), (column + 1, row + 1)])
-    for row, column in zip(*np.nonzero(keep[1:] != keep[:-1]), strict=True):
-        edges.append([(column, row + 1), (column + 1, row + 1)])
-    lines = np.array(edges) * (len(picture) / side) - 0.5
+    lines = find_borders(keep) * (len(picture) / side) - 0.5
     axes.add_collection(LineCollection(list(lines), colors=COLOURS[0], linewidths=1.0))
 
 
@@ -259,7 +243,7 @@ def main() -> int:
     torch.manual_seed(0)
     try:
         subject, title = prepare(options)
-        pictures = {"a photograph": load_photograph(), options.name: load_emoji(options.name)}
+        pictures = load_pictures(options.name)
         output = options.output or Path("docs/pictures") / f"{options.method}.png"
         save_figure(draw(subject, title, pictures).figure, output)
     except AdaptokError as error:

@@ -17,13 +17,13 @@ import numpy.typing as npt
 import torch
 from adaptok_merge.cells import choose_destinations
 from adaptok_merge.tomesd import ToMeSD
-from draw_prune import Subject, load_clip, load_emoji, load_photograph, run
-from einops import rearrange
-from matplotlib.collections import LineCollection
+from draw_prune import Subject, load_clip, load_pictures, run
 
 import adaptok
 from adaptok.errors import AdaptokError
-from adaptok.see.canvas import INK, QUIET, SMALL, TITLE, Canvas, make_canvas, save_figure
+from adaptok.see.canvas import QUIET, SMALL, TITLE, Canvas, make_canvas, save_figure
+from adaptok.see.cells import paint_groups
+from adaptok.see.panels import draw_borders, draw_dots
 
 Pixels = npt.NDArray[np.uint8]
 Groups = npt.NDArray[np.int64]
@@ -87,46 +87,16 @@ def follow_tomesd(subject: Subject, picture: Pixels) -> list[Panel]:
     return panels
 
 
-def paint(picture: Pixels, groups: Groups) -> Pixels:
-    """Give each cell the mean colour of all cells of its token."""
-    h, w = groups.shape
-    cells = rearrange(picture.astype(np.float64), "(h p) (w q) c -> h w (p q) c", h=h, w=w)
-    means = cells.mean(2).reshape(h * w, 3)
-    flat = groups.flatten()
-    sums = np.zeros((flat.max() + 1, 3))
-    np.add.at(sums, flat, means)
-    colours = (sums / np.bincount(flat)[:, None])[groups].round().astype(np.uint8)
-    side = len(picture) // h
-    return colours.repeat(side, axis=0).repeat(side, axis=1)
-
-
 def draw_panel(canvas: Canvas, left: int, top: int, picture: Pixels, panel: Panel) -> None:
     """Draw the tokens of one place."""
     groups = panel.groups
     canvas.text(left, top, panel.title, bold=True)
     said = f"{len(np.unique(groups))} tokens"
     canvas.text(left + BOX, top + 3, said, size=SMALL, colour=QUIET, align="right")
-    axes = canvas.image(left, top + LABEL, (BOX, BOX), paint(picture, groups))
-    edges = []
-    for row, column in zip(*np.nonzero(groups[:, 1:] != groups[:, :-1]), strict=True):
-        edges.append([(column + 1, row), (column + 1, row + 1)])
-    for row, column in zip(*np.nonzero(groups[1:] != groups[:-1]), strict=True):
-        edges.append([(column, row + 1), (column + 1, row + 1)])
-    side = len(picture) / len(groups)
-    axes.add_collection(
-        LineCollection(list(np.array(edges) * side - 0.5), colors=INK, linewidths=0.7)
-    )
+    axes = canvas.image(left, top + LABEL, (BOX, BOX), paint_groups(picture, groups))
+    draw_borders(axes, picture.shape[:2], groups)
     if panel.destinations:
-        rows, columns = np.unravel_index(np.array(panel.destinations), groups.shape)
-        axes.plot(
-            (columns + 0.5) * side - 0.5,
-            (rows + 0.5) * side - 0.5,
-            "o",
-            color="white",
-            markersize=4.0,
-            markeredgecolor=INK,
-            markeredgewidth=0.8,
-        )
+        draw_dots(axes, picture.shape[:2], groups.shape, panel.destinations)
 
 
 def draw(subject: Subject, method: str, pictures: dict[str, Pixels]) -> Canvas:
@@ -155,7 +125,7 @@ def main() -> int:
     parser.add_argument("--name", default="parrot", help="name of a shipped emoji")
     options = parser.parse_args()
     try:
-        pictures = {"a photograph": load_photograph(), options.name: load_emoji(options.name)}
+        pictures = load_pictures(options.name)
         canvas = draw(load_clip(options.weights), options.method, pictures)
         output = options.output or Path("docs/pictures") / f"{options.method}.png"
         save_figure(canvas.figure, output)

@@ -8,7 +8,7 @@ import typer
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the pictures and summary.json.")
+        Path, typer.Option("--output", "-o", help="Folder for pictures, report.html, summary.json.")
     ] = Path("demo"),
     model: Annotated[
         str,
@@ -29,7 +29,8 @@ def demo(
 
     Draws the same images under five budgets, shows where the model spends its tokens and when,
     noises and denoises real images, trains a tiny model for a moment, and says what each budget
-    costs: tokens, operations, and measured time.
+    costs: tokens, operations, and measured time. Open report.html in a browser to look at every
+    cell of every step.
     """
     from adaptok.cli.settings import Tour
     from adaptok.cli.tour import give_tour

@@ -34,11 +34,12 @@ def doctor(
     """
     from adaptok.cli.building import build_model
     from adaptok.cli.drawing import choose_device
-    from adaptok.cli.terminal import FAILED
+    from adaptok.cli.terminal import FAILED, show_waiting
     from adaptok.doctoring import doctor as examine
 
     place = choose_device(device)
-    report = examine(build_model(model).to(place), repeats=repeats)
+    with show_waiting(f"trying what works in {model}"):
+        report = examine(build_model(model).to(place), repeats=repeats)
     # as text, without markup or wrapping: a reader may be a program
     typer.echo(report.to_json() if json else str(report))
     if not report.ok:

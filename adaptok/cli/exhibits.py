@@ -1,10 +1,11 @@
-"""The five pictures of `adaptok demo`."""
+"""The five pictures of `adaptok demo`, and its report."""
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from adaptok.cli.pictures import make_frames, name_label, record_inputs, to_pixels
+from adaptok.cli.reporting import make_run, write_sampling
 from adaptok.cli.settings import Drawn, Tour, sampling_options
 from adaptok.cli.terminal import Bar, show_progress
 from adaptok.dc.config import DCDiTConfig
@@ -57,6 +58,19 @@ def show_trajectory(tour: Tour, trained: TrainedModel, drawn: Drawn) -> Path:
     frames = make_frames(samples, drawn.inputs, trained.card, image=image, count=SHOWN_STEPS)
     figure = draw_trajectory(frames, title=f"Where the model spends its tokens: {names[image]}")
     return save_figure(figure, tour.output / "2_keep_probability.png")
+
+
+def show_report(tour: Tour, trained: TrainedModel, drawn: Drawn) -> Path:
+    """Write the report: the same samples under each budget, step by step, cell by cell."""
+    known = [name_label(label, trained.card) for label in drawn.labels]
+    chosen = [known.index(name) for name in REAL_IMAGES if name in known] or [0]
+    runs = [
+        make_run(row.setting.name, row.measured, given, trained, chosen)
+        for row, given in zip(drawn.rows, drawn.given, strict=True)
+        if row.setting.runs == 1
+    ]
+    names = [known[place] for place in chosen]
+    return write_sampling(tour.output / "report.html", runs, names, Path(tour.model).name, trained)
 
 
 def show_curves(tour: Tour, trained: TrainedModel, curves: Sequence[KeptCurve]) -> Path:

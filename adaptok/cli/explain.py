@@ -35,13 +35,15 @@ def explain(
     Example: `adaptok explain vit_small_patch16_224 dc tome:r=8 exit`
     """
     from adaptok.cli.building import build_model
+    from adaptok.cli.terminal import show_waiting
     from adaptok.explaining import explain as explain_model
     from adaptok.wrapping import wrap
 
-    wrapped = wrap(
-        build_model(model), stack=[read_stage(text) for text in stack], budget=keep, verify=False
-    )
-    explanation = explain_model(wrapped)
+    stages = [read_stage(text) for text in stack]
+    with show_waiting(f"making {model}"):
+        explanation = explain_model(
+            wrap(build_model(model), stack=stages, budget=keep, verify=False)
+        )
     # as text, without markup or wrapping: a reader may be a program
     typer.echo(explanation.to_json() if json else str(explanation))
 

@@ -10,8 +10,10 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from typer.core import TyperGroup
@@ -82,6 +84,26 @@ def show_progress(description: str, total: int) -> Iterator["Bar"]:
     )
     with progress:
         yield Bar(progress, progress.add_task(description, total=total, note=""))
+
+
+@contextmanager
+def show_waiting(description: str) -> Iterator[None]:
+    """Show that something runs whose end cannot be foretold, and for how long.
+
+    Args:
+        description: what is being done.
+    """
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+    with progress:
+        progress.add_task(description, total=None)
+        yield
 
 
 class Bar:

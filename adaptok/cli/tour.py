@@ -1,4 +1,4 @@
-"""The work of `adaptok demo`: five pictures, a table, and summary.json."""
+"""The work of `adaptok demo`: five pictures, a report, a table, and summary.json."""
 
 import statistics
 import time
@@ -12,6 +12,7 @@ from adaptok.cli.drawing import FAST_SCHEDULER, make_folder
 from adaptok.cli.exhibits import (
     show_curves,
     show_real_images,
+    show_report,
     show_samples,
     show_training,
     show_trajectory,
@@ -29,7 +30,7 @@ QUARTERS = {"noisiest": (0.75, 1.0), "cleanest": (0.0, 0.25)}
 
 
 def give_tour(tour: Tour) -> None:
-    """Draw all pictures, print what they show, and write summary.json.
+    """Draw all pictures, write the report, print what they show, and write summary.json.
 
     Args:
         tour: what a person asked for.
@@ -59,6 +60,7 @@ def give_tour(tour: Tour) -> None:
         "real images": show_real_images(tour, trained),
     }
     losses, pictures["training"] = show_training(tour)
+    pictures["look at every cell"] = show_report(tour, trained, drawn)
     seconds = time.monotonic() - started
     quarters = {name: curves[0].mean_between(*ends) for name, ends in QUARTERS.items()}
     out.print(make_table(drawn.rows, trained))

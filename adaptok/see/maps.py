@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
@@ -20,13 +20,12 @@ from adaptok.see.canvas import (
     make_canvas,
     to_array,
 )
+from adaptok.see.cells import shade_cells
 from adaptok.tokens import check_grid
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-SHADE = np.array([26.0, 32.0, 48.0])  # what dropped cells fade to
-FADE = 0.78
 MARGIN, GAP, LONGEST, LABELS = 28, 10, 192, 172
 
 
@@ -111,14 +110,7 @@ def shade_dropped(
         raise ShapeError(
             f"an image of {h} x {w} pixels does not divide into {grid[0]} x {grid[1]} cells"
         )
-    mask = repeat(
-        keep_mask.cpu().numpy().reshape(grid),
-        "h w -> (h p) (w q) 1",
-        p=h // grid[0],
-        q=w // grid[1],
-    )
-    faded = (1 - FADE) * pixels + FADE * SHADE
-    return np.where(mask, pixels, faded.round().astype(np.uint8))
+    return shade_cells(pixels, keep_mask.cpu().numpy().reshape(grid))
 
 
 def draw_trajectory(

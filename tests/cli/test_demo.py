@@ -1,9 +1,13 @@
 """`adaptok demo` from beginning to end, on a tiny model."""
 
 import json
+import re
 
 import pytest
+from chromium import start_browser
 from PIL import Image
+
+from adaptok.cli.exhibits import REAL_IMAGES
 
 PICTURES = (
     "1_samples_by_budget.png",
@@ -30,7 +34,8 @@ def demo(model_folder, tmp_path_factory):
 
 def test_pictures(demo):
     _, folder = demo
-    assert sorted(path.name for path in folder.iterdir()) == [*PICTURES, "summary.json"]
+    found = sorted(path.name for path in folder.iterdir())
+    assert found == [*PICTURES, "report.html", "summary.json"]
     for name in PICTURES:
         with Image.open(folder / name) as image:
             assert min(image.size) > 400
@@ -53,9 +58,37 @@ def test_summary(demo):
     assert summary["cells"] == 256
 
 
+def test_report(demo):
+    _, folder = demo
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    page = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+    assert [run["name"] for run in page["runs"]] == ["drop 0", "drop 0.3", "drop 0.6"]
+    assert [len(run["steps"]) for run in page["runs"]] == [8] * 3
+    assert page["samples"] == list(REAL_IMAGES)
+    summary = json.loads((folder / "summary.json").read_text())
+    for run, row in zip(page["runs"], summary["budgets"], strict=False):
+        assert run["tokens"] == pytest.approx(row["tokens_per_step"], abs=1e-3)
+        assert (run["gflops"], run["ms"]) == (row["gflops_per_step"], row["ms_per_step"])
+    assert len({run["given"][0]["picture"] for run in page["runs"]}) == 3
+    assert len(text) < 3_000_000
+
+
+def test_report_opens_and_its_slider_changes_the_map(demo, tmp_path):
+    _, folder = demo
+    with start_browser(tmp_path) as browser:
+        browser.open(folder / "report.html")
+        read = "return document.querySelectorAll('canvas')[1].toDataURL()"
+        before = browser.run(read)
+        browser.find("#step").click()
+        browser.press("\ue011")  # home
+        assert browser.find("#step-name").text == "1 of 8, noise 100%"
+        assert browser.run(read) != before
+        assert browser.errors() == []
+
+
 def test_output(demo):
     result, _ = demo
-    for name in (*PICTURES, "summary.json"):
+    for name in (*PICTURES, "report.html", "summary.json"):
         assert name in result.output
     for word in ("GFLOPs", "ms", "drop 0.6", "noisiest quarter", "cleanest quarter", "done in"):
         assert word in result.output

@@ -30,7 +30,7 @@ def test_the_picture_of_the_page_is_what_the_script_draws(script, tmp_path, monk
 
 
 def test_kept_cells_and_runs(script):
-    picture = script.load_picture("tropical fish")
+    picture = script.load_emoji(["tropical fish"])[0]
     plan = script.chunk_picture(picture, "hilbert", 0.1)
     assert plan.computed.tolist() == [26]
     painted = script.paint_tokens(picture, plan)

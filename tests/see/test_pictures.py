@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from see_figures import assert_tidy, render, texts_of
 
 from adaptok.errors import ShapeError, StorageError
 from adaptok.see import (
@@ -21,38 +21,6 @@ from adaptok.see import (
 )
 from adaptok.see.canvas import fit_box
 from adaptok.see.curves import running_mean
-
-
-def render(figure):
-    if not isinstance(figure.canvas, FigureCanvasAgg):
-        FigureCanvasAgg(figure)
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
-
-
-def texts_of(figure):
-    return [text for text in figure.texts if text.get_text()]
-
-
-def assert_tidy(figure):
-    """No text leaves the figure, none lies over another, none over an image."""
-    render(figure)
-    renderer = figure.canvas.get_renderer()
-    boxes = [
-        (text.get_text(), text.get_window_extent(renderer).padded(-2)) for text in texts_of(figure)
-    ]
-    width, height = figure.canvas.get_width_height()
-    for text, box in boxes:
-        assert box.x0 >= 0, text
-        assert box.y0 >= 0, text
-        assert box.x1 <= width, text
-        assert box.y1 <= height, text
-    images = [axes.get_window_extent() for axes in figure.axes if axes.images]
-    for i, (text, box) in enumerate(boxes):
-        for other, other_box in boxes[i + 1 :]:
-            assert not box.overlaps(other_box), (text, other)
-        for image in images:
-            assert not box.overlaps(image), text
 
 
 def make_images(count, size=(16, 16)):

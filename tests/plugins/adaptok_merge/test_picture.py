@@ -22,7 +22,7 @@ def script(monkeypatch):
 def test_cells_have_the_mean_colour_of_their_token(script):
     picture = np.zeros((4, 4, 3), dtype=np.uint8)
     picture[:2, :2], picture[:2, 2:], picture[2:] = 10, 30, 200
-    painted = script.paint(picture, np.array([[0, 0], [1, 2]]))
+    painted = script.paint_groups(picture, np.array([[0, 0], [1, 2]]))
     assert painted[:2].min() == painted[:2].max() == 20
     assert painted[2:].min() == painted[2:].max() == 200
 
