@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from adaptok.errors import AdaptokError
 
 if TYPE_CHECKING:
-    from adaptok import losses, see
+    from adaptok import losses
+    from adaptok import see as see
     from adaptok.adapters import load, save
     from adaptok.backbones.plain import ListBackbone
     from adaptok.blocks import AdaptiveBlocks
