@@ -7,7 +7,7 @@ SHAPED := adaptok.tokens,adaptok.routing,adaptok.budgets,adaptok.chunking,adapto
 adaptok.dc.nearest,adaptok.dc.smoothing,adaptok.dc.router,adaptok.dc.chunker,adaptok.dc.dechunker,$\
 adaptok.dc.blocks,adaptok.dc.scaffold,adaptok.dc.position,adaptok.dc.model,adaptok.dc.baseline
 
-.PHONY: help demo test lint types pytest shapes bench clean
+.PHONY: help demo test lint types docs pytest shapes bench clean
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -25,7 +25,7 @@ $(VENV)/.tools: $(VENV)/.package
 demo: $(VENV)/.package  ## sample emoji at several budgets and write pictures to demo/
 	$(BIN)/adaptok demo --output demo
 
-test: lint types pytest shapes  ## all checks, as CI runs them
+test: lint types docs pytest shapes  ## all checks, as CI runs them
 
 lint: $(VENV)/.tools  ## style, and which module may import which
 	$(BIN)/ruff check .
@@ -34,6 +34,9 @@ lint: $(VENV)/.tools  ## style, and which module may import which
 
 types: $(VENV)/.tools  ## static types
 	$(BIN)/mypy
+
+docs: $(VENV)/.tools  ## the site, into site/; warnings are errors, no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pytest: $(VENV)/.tools  ## tests, doctests and the code blocks of the documents
 	$(BIN)/python -m pytest
@@ -52,4 +55,4 @@ bench: $(VENV)/.package  ## repeat the figures of benchmarks/results
 	$(BIN)/python benchmarks/vit_compiled.py
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis
