@@ -14,7 +14,7 @@ from adaptok.errors import PluginError, StackError
 from adaptok.testing import make_vit
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("adaptok_")]
-PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
+PAGE = Path(__file__).parents[1] / "docs" / "hooks.md"
 IMAGE = torch.randn(2, 3, 32, 48)
 
 
