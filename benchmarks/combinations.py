@@ -37,7 +37,7 @@ from adaptok.train.data import load_emoji
 from adaptok.train.pixels import depth_to_space, to_uint8
 
 SHARED = Path(__file__).parents[2] / "shared"
-EXTRACTOR = SHARED / "data" / "weights" / "efficientnet_lite0.safetensors"
+EXTRACTOR = SHARED / "weights" / "efficientnet_lite0.safetensors"
 SEED_STRIDE = 10_000
 LOSS = 0.02  # a combination dominates only if its interval excludes a larger loss
 WALK = 8  # images of a walk that is timed

@@ -49,9 +49,7 @@ from adaptok.train.pixels import depth_to_space, to_uint8
 from adaptok.train.trainer import train
 from adaptok.zoo.models import load_zoo_model
 
-EXTRACTOR = (
-    Path(__file__).parents[2] / "shared" / "data" / "weights" / "efficientnet_lite0.safetensors"
-)
+EXTRACTOR = Path(__file__).parents[2] / "shared" / "weights" / "efficientnet_lite0.safetensors"
 STEPS = 20  # of the Euler walk
 TIMED = 16  # images of a call that is timed
 

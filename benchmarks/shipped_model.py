@@ -35,7 +35,7 @@ from adaptok.train.data import ImageSet, load_emoji
 from adaptok.train.pixels import depth_to_space, to_uint8
 
 SHARED = Path(__file__).parents[2] / "shared"
-EXTRACTOR = SHARED / "data" / "weights" / "efficientnet_lite0.safetensors"
+EXTRACTOR = SHARED / "weights" / "efficientnet_lite0.safetensors"
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "shipped-samples.png"
 SHOWN = 64
 CLASSES = 8
