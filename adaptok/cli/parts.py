@@ -170,7 +170,7 @@ def describe_entry(entry: Any, summary: str) -> dict[str, Any]:  # noqa: ANN401
         for option, known in options_of(cls).model_fields.items():
             needed = known.default is PydanticUndefined
             options.append({"name": option, "default": "needed" if needed else repr(known.default)})
-        declared = getattr(cls, "effects", None)
+        declared: Any = getattr(cls, "effects", None)
         effects = asdict(declared) if hasattr(declared, "__dataclass_fields__") else {}
     return {
         "kind": entry.kind,
