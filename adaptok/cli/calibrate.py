@@ -5,16 +5,11 @@ from typing import Annotated
 
 import typer
 
+from adaptok.cli.options import ImageSize, RandomWeights, VisionModel, Weights
+
 
 def calibrate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME|FOLDER",
-            help="A timm name such as vit_small_patch16_224, or a folder that transformers saved a "
-            "vision model to.",
-        ),
-    ],
+    model: VisionModel,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="JSON file for the profile (`Profile.load`).")
     ],
@@ -52,25 +47,9 @@ def calibrate(
     ] = "emoji",
     count: Annotated[int, typer.Option(min=2, help="Images that are measured.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of a call.")] = 8,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--weights",
-            help="Weights of a timm model as safetensors. Default: those that timm downloads.",
-            show_default=False,
-        ),
-    ] = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Random weights, to try the command.")
-    ] = False,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            help="Side of an image in pixels. Default: what the model was trained for.",
-            show_default=False,
-        ),
-    ] = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    image_size: ImageSize = None,
     holdout: Annotated[
         float, typer.Option(metavar="0..1", help="Share of the batches that only figures see.")
     ] = 0.5,

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from adaptok.cli.options import Device
+
 
 def doctor(
     model: Annotated[
@@ -18,12 +20,7 @@ def doctor(
     repeats: Annotated[
         int, typer.Option(min=1, help="Turns of the measurement; figures are medians.")
     ] = 5,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="cpu, cuda or cuda:1. Default: a GPU if there is one.", show_default=False
-        ),
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Say whether a model can be wrapped, what works in it, and what a wrap costs.
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from adaptok.cli.options import Device, Threads
+
 
 def evaluate(
     samples: Annotated[
@@ -62,18 +64,8 @@ def evaluate(
     level: Annotated[float, typer.Option(metavar="0..1", help="Of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(min=0, help="Of the random halves.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images that the extractor sees at once.")] = 64,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="cpu, cuda or cuda:1. Default: a GPU if there is one.", show_default=False
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Threads of an operation. Default: PyTorch's.", show_default=False
-        ),
-    ] = None,
+    device: Device = None,
+    threads: Threads = None,
     json: Annotated[
         Path | None,
         typer.Option(

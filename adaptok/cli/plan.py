@@ -5,17 +5,11 @@ from typing import Annotated
 
 import typer
 
+from adaptok.cli.options import Batch, Chunker, Device, Dtype, MeasuredModel, Router, Size, Threads
+
 
 def plan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME|FOLDER",
-            help="A timm name such as vit_small_patch16_224, a folder with the config.json of a "
-            "model of transformers or diffusers, or a DCDiT: the name of one that ships with "
-            "adaptok, or its folder.",
-        ),
-    ],
+    model: MeasuredModel,
     target_ms: Annotated[
         float | None,
         typer.Option(
@@ -34,32 +28,12 @@ def plan(
             show_default=False,
         ),
     ] = None,
-    chunker: Annotated[
-        str | None, typer.Option(help="Chunker, by name. Default: dc.", show_default=False)
-    ] = None,
-    router: Annotated[
-        str | None,
-        typer.Option(help="Router, by name. Default: that of the chunker.", show_default=False),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples of a call.")] = 8,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Side of an image in pixels, or of a latent in cells. Default: what the model is "
-            "made for.",
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="cpu, cuda or cuda:1. Default: a GPU if there is one.", show_default=False
-        ),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(metavar="float32|bfloat16|float16", help="Precision of model and inputs.")
-    ] = "float32",
+    chunker: Chunker = None,
+    router: Router = None,
+    batch: Batch = 8,
+    size: Size = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
     compile: Annotated[
         bool, typer.Option("--compile", help="Measure the compiled model; takes minutes to start.")
     ] = False,
@@ -67,12 +41,7 @@ def plan(
         int, typer.Option(min=1, help="Measured calls of a budget in each of two rounds.")
     ] = 7,
     points: Annotated[int, typer.Option(min=2, help="Budgets of the first round.")] = 5,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Threads of an operation. Default: PyTorch's.", show_default=False
-        ),
-    ] = None,
+    threads: Threads = None,
     json: Annotated[
         Path | None,
         typer.Option(

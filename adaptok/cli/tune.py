@@ -5,16 +5,11 @@ from typing import Annotated
 
 import typer
 
+from adaptok.cli.options import ImageSize, RandomWeights, VisionModel, Weights
+
 
 def tune(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME|FOLDER",
-            help="A timm name such as vit_small_patch16_224, or a folder that transformers saved a "
-            "vision model to.",
-        ),
-    ],
+    model: VisionModel,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the adapter (`adaptok.load`).")
     ],
@@ -26,25 +21,9 @@ def tune(
             "file. One in ten is held out (of the emoji, the test split).",
         ),
     ] = "emoji",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--weights",
-            help="Weights of a timm model as safetensors. Default: those that timm downloads.",
-            show_default=False,
-        ),
-    ] = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Random weights, to try the command.")
-    ] = False,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            help="Side of an image in pixels. Default: what the model was trained for.",
-            show_default=False,
-        ),
-    ] = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    image_size: ImageSize = None,
     router: Annotated[str, typer.Option(help="Router, by name.")] = "dc",
     keep: Annotated[
         list[float] | None,
