@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from adaptok.chunking import ChunkPlan
@@ -48,6 +48,17 @@ class Observer:
             samples: which samples of the batch these are; None means all.
         """
 
+    def note_reuse(
+        self, stage: str, reused: Bool[Tensor, " b"], samples: Sequence[int] | None = None
+    ) -> None:
+        """Take in which samples were given what the blocks did in an earlier step.
+
+        Args:
+            stage: who decided.
+            reused: whether no block ran for a sample.
+            samples: which samples of the batch these are; None means all.
+        """
+
     def note_losses(self, losses: Mapping[str, Tensor]) -> None:
         """Take in auxiliary losses."""
 
@@ -81,8 +92,17 @@ class PartObserver(Observer):
         self, stage: str, depth: Int[Tensor, " b"], samples: Sequence[int] | None = None
     ) -> None:
         """Pass depths on as those of these samples, or of some of them."""
-        known = self.samples if samples is None else [self.samples[sample] for sample in samples]
-        self.whole.note_depth(stage, depth, known)
+        self.whole.note_depth(stage, depth, self.name_samples(samples))
+
+    def note_reuse(
+        self, stage: str, reused: Bool[Tensor, " b"], samples: Sequence[int] | None = None
+    ) -> None:
+        """Pass on which of these samples, or of some of them, were reused."""
+        self.whole.note_reuse(stage, reused, self.name_samples(samples))
+
+    def name_samples(self, samples: Sequence[int] | None) -> Sequence[int]:
+        """Return the numbers that some of these samples have in the whole batch."""
+        return self.samples if samples is None else [self.samples[sample] for sample in samples]
 
     def note_losses(self, losses: Mapping[str, Tensor]) -> None:
         """Pass losses on by the share of the batch that they are a mean over."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from adaptok.chunking import ChunkPlan, Provenance
@@ -13,40 +13,43 @@ from adaptok.tokens import Grid
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DepthNote:
-    """How deep samples went.
+class SampleNote:
+    """One number of each of some samples.
 
     Args:
-        depth: the block in front of which each of them left.
+        values: the numbers.
         samples: which samples of the batch these are; None means all.
     """
 
-    depth: Int[Tensor, " b"]
+    values: Int[Tensor, " b"] | Bool[Tensor, " b"]
     samples: tuple[int, ...] | None = None
 
 
-def join_depths(notes: Sequence[DepthNote], b: int) -> Int[Tensor, " b"] | None:
+def join_samples(
+    notes: Sequence[SampleNote], b: int, missing: int = -1
+) -> Int[Tensor, " b"] | None:
     """Put notes about parts of a batch together.
 
     Args:
         notes: what was told, in order; of a sample told of twice, because an outer stage ran its
             blocks in pieces, the last one counts.
         b: samples of the batch.
+        missing: stands for samples of which nothing was told.
 
     Returns:
-        One depth per sample, -1 for those of which nothing was told; None without any note.
+        One number per sample; None without any note.
 
     Example:
-        >>> notes = [DepthNote(torch.tensor([6]), (2,)), DepthNote(torch.tensor([12, 9]), (0, 1))]
-        >>> join_depths(notes, 3)
+        >>> notes = [SampleNote(torch.tensor([6]), (2,)), SampleNote(torch.tensor([12, 9]), (0, 1))]
+        >>> join_samples(notes, 3)
         tensor([12,  9,  6])
     """
     if not notes:
         return None
-    whole = torch.full((b,), -1)
+    whole = torch.full((b,), missing)
     for note in notes:
         places = range(b) if note.samples is None else note.samples
-        whole[list(places)] = note.depth.cpu().long()
+        whole[list(places)] = note.values.cpu().long()
     return whole
 
 
@@ -64,6 +67,8 @@ class TraceStep:
         ms: milliseconds that it took, measured while it was traced.
         depths: the block in front of which each sample left, `(b)`; the one behind the last for
             those that stayed, -1 for those that no block ran for. None if no stage told of it.
+        reused: whether each sample was given what the blocks did in an earlier step, `(b)`; None if
+            no stage reuses steps.
     """
 
     grid: Grid
@@ -74,6 +79,7 @@ class TraceStep:
     flops: int
     ms: float
     depths: Int[Tensor, " b"] | None = None
+    reused: Bool[Tensor, " b"] | None = None
 
     @property
     def kept(self) -> Int[Tensor, " b"]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +18,7 @@ from adaptok.errors import NotWrappedError
 from adaptok.observers import Observer
 from adaptok.plan_notes import PlanNote, join_notes, trace_cells
 from adaptok.routing import Routing
-from adaptok.trace_step import DepthNote, TraceStep, join_depths
+from adaptok.trace_step import SampleNote, TraceStep, join_samples
 
 
 class Trace(Observer):
@@ -33,14 +33,15 @@ class Trace(Observer):
     def __init__(self) -> None:
         self.steps: list[TraceStep] = []
         self.open: list[PlanNote] = []
-        self.depths: list[DepthNote] = []
+        self.depths: list[SampleNote] = []
+        self.reuse: list[SampleNote] = []
         self.order: tuple[str, ...] = ()  # names of the stages, the outermost first
         self.counter: FlopCounterMode | None = None
         self.start = 0.0
 
     def note_entry(self, call: BlockCall) -> None:
         """Begin a step."""
-        self.open, self.depths = [], []
+        self.open, self.depths, self.reuse = [], [], []
         self.counter = make_counter()
         self.counter.__enter__()
         wait_for(call.x)
@@ -60,7 +61,13 @@ class Trace(Observer):
         self, stage: str, depth: Int[Tensor, " b"], samples: Sequence[int] | None = None
     ) -> None:
         """Take in how deep samples went."""
-        self.depths.append(DepthNote(depth, None if samples is None else tuple(samples)))
+        self.depths.append(SampleNote(depth, None if samples is None else tuple(samples)))
+
+    def note_reuse(
+        self, stage: str, reused: Bool[Tensor, " b"], samples: Sequence[int] | None = None
+    ) -> None:
+        """Take in which samples were reused."""
+        self.reuse.append(SampleNote(reused, None if samples is None else tuple(samples)))
 
     def note_exit(self, call: BlockCall) -> None:
         """End a step."""
@@ -68,6 +75,7 @@ class Trace(Observer):
         ms = 1000.0 * (time.perf_counter() - self.start)
         flops = self.leave_counter()
         b, n = call.x.shape[0], call.num_cells
+        reused = join_samples(self.reuse, b, missing=0)
         notes = join_notes(self.open, b)
         step = TraceStep(
             call.grid,
@@ -77,7 +85,8 @@ class Trace(Observer):
             trace_cells(notes, self.order, b, n, call.x.device),
             flops,
             ms,
-            join_depths(self.depths, b),
+            join_samples(self.depths, b),
+            None if reused is None else reused.bool(),
         )
         self.steps.append(step)
         first = next((seen for seen in call.observers if isinstance(seen, Trace)), self)

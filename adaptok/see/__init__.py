@@ -10,7 +10,7 @@ from adaptok.see.benchmarks import draw_benchmark
 from adaptok.see.budget_curves import CostCurve, CostPoint, show_budgets
 from adaptok.see.canvas import save_figure
 from adaptok.see.curves import KeptCurve, draw_kept_by_time, draw_loss
-from adaptok.see.depths import show_depths, show_reuse, watch_steps
+from adaptok.see.depths import show_depths, show_reuse
 from adaptok.see.gallery import Exhibit, draw_gallery, find_exhibits, show_gallery
 from adaptok.see.maps import Denoised, Frame, draw_denoised, draw_trajectory, shade_dropped
 from adaptok.see.panels import Panel, PanelRow, draw_panel_rows
@@ -52,7 +52,6 @@ __all__ = [
     "show_stack",
     "show_tokens",
     "show_trajectory",
-    "watch_steps",
     "write_report",
     "write_runs",
 ]

@@ -1,16 +1,13 @@
 """How deep samples went, and which steps of which samples were reused."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
-from adaptok.calls import BlockCall
 from adaptok.errors import ShapeError
-from adaptok.observers import Observer
 from adaptok.see.canvas import (
     COLOURS,
     INK,
@@ -25,8 +22,7 @@ from adaptok.see.canvas import (
 )
 from adaptok.see.cells import read_image
 from adaptok.see.curves import finish_axes
-from adaptok.stages import Stage
-from adaptok.tracing import Trace, observe, require_adaptive
+from adaptok.tracing import Trace
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -118,56 +114,26 @@ def draw_histogram(axes: object, depths: Int[np.ndarray, " b"], most: int) -> No
     finish_axes(axes)  # type: ignore[arg-type]
 
 
-class StepWatcher(Observer):
-    """Notes which samples a stage that reuses steps computed, step by step.
+def read_reuse(trace: Trace) -> list[list[bool]]:
+    """Return for each step of a trace, for each sample, whether it was computed.
 
     Args:
-        stages: the stages of the model that keep state.
-    """
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self.stages = list(stages)
-        self.computed: list[tuple[bool, ...]] = []
-
-    def note_exit(self, call: BlockCall) -> None:
-        """Take in what was computed in the pass that ends."""
-        seen = [getattr(stage, "last_computed", ()) for stage in self.stages]
-        self.computed.append(next(filter(None, seen), (True,) * call.x.shape[0]))
-
-
-@contextmanager
-def watch_steps(model: nn.Module) -> Iterator[list[tuple[bool, ...]]]:
-    """Note which samples are computed, and which reused, in the calls inside a `with` block.
-
-    Args:
-        model: a model that is wrapped with a stage that reuses steps, such as `"teacache"`.
-
-    Yields:
-        A list that grows with each call: for each sample whether it was computed.
+        trace: of a model with a stage that reuses steps.
 
     Raises:
-        NotWrappedError: the model is not wrapped.
-
-    Example:
-        >>> import adaptok, torch
-        >>> from adaptok.testing import make_vit
-        >>> vit = adaptok.wrap(make_vit(), chunker="dc", budget=0.5)
-        >>> with watch_steps(vit) as computed:
-        ...     out = vit(torch.randn(2, 3, 32, 48))
-        >>> computed  # without a cache all is computed
-        [(True, True)]
+        ShapeError: no stage told of it.
     """
-    blocks = require_adaptive(model)
-    stages = [
-        part for part in blocks.modules() if isinstance(part, Stage) and part.effects.keeps_state
-    ]
-    watcher = StepWatcher(stages)
-    with observe(model, watcher):
-        yield watcher.computed
+    steps = [step.reused for step in trace.steps]
+    if any(reused is None for reused in steps):
+        raise ShapeError(
+            "a picture of reused steps needs a trace of a model with a stage that reuses steps, "
+            'such as adaptok.wrap(dit, stack=["teacache"])'
+        )
+    return [(~reused).tolist() for reused in steps if reused is not None]
 
 
 def show_reuse(
-    computed: Sequence[Sequence[bool]] | Bool[np.ndarray, "s b"],
+    computed: "Trace | Sequence[Sequence[bool]] | Bool[np.ndarray, 's b']",
     *,
     names: Sequence[str] = (),
     images: Shaped[Tensor, "b 3 h w"] | None = None,
@@ -176,7 +142,7 @@ def show_reuse(
     """Draw which steps of which samples were computed, and which reused an earlier one.
 
     Args:
-        computed: what `watch_steps` gave: for each step, for each sample.
+        computed: a trace of all steps; or for each step, for each sample, whether it was computed.
         names: what each sample is.
         images: what each sample became, uint8 or floats in [0, 1].
         title: headline.
@@ -186,13 +152,15 @@ def show_reuse(
         row of steps.
 
     Raises:
-        ShapeError: there is no step, or the steps are of different batches.
+        ShapeError: there is no step, no stage reuses steps, or the steps are of different batches.
         MissingPackageError: matplotlib is not installed.
 
     Example:
         >>> len(show_reuse([(True, True), (True, False)], names=["cat", "dog"]).axes)
         4
     """
+    if isinstance(computed, Trace):
+        computed = read_reuse(computed)
     if not len(computed) or len({len(step) for step in computed}) > 1 or not len(computed[0]):
         raise ShapeError("a picture of reused steps needs a flag for each sample in each step")
     flags = np.array(computed, dtype=bool)

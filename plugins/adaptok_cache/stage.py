@@ -226,6 +226,8 @@ class StepCache(Stage):
 
     def note_decisions(self, call: BlockCall, compute: Sequence[bool]) -> None:
         """Note which samples of the host's batch ran; those that run apart keep their places."""
+        for observer in call.observers:
+            observer.note_reuse(self.name, torch.tensor([not flag for flag in compute]))
         rows, b = find_rows(call), count_batch(call)
         if rows is None:
             self.last_computed = tuple(compute)

@@ -12,7 +12,7 @@ from see_figures import assert_tidy, words_of
 import adaptok
 from adaptok import see
 from adaptok.diffusion import FlowObjective, sample
-from adaptok.errors import NotWrappedError, ShapeError
+from adaptok.errors import ShapeError
 from adaptok.measure import benchmark
 from adaptok.see.budget_curves import read_curve
 from adaptok.see.canvas import COLOURS, QUIET
@@ -94,26 +94,32 @@ class TestReuse:
         assert (figure.axes[4].images[0].get_array() == images[1].permute(1, 2, 0).numpy()).all()
         assert_tidy(figure)
 
-    def test_watching_a_cache(self):
+    def test_trace_of_a_cache(self):
         config = adaptok.DCDiTConfig(
             hidden_size=64, depth=2, num_heads=2, latent_size=8, in_channels=3, learn_sigma=False
         )
         stack = [{"name": "taylorseer", "interval": 2}]
         dit = adaptok.wrap(adaptok.DCDiT(config).eval(), stack=stack)
-        with see.watch_steps(dit) as computed:
+        with adaptok.trace(dit) as seen:
             sample(
                 dit, [0, 1], objective=FlowObjective(), scheduler="flow-euler", steps=6, keep=1.0
             )
-        assert len(computed) == 6
-        assert {len(step) for step in computed} == {2}
-        assert {flag for step in computed for flag in step} == {True, False}
+        found = [step.reused.tolist() for step in seen.steps]
+        assert found == [[False] * 2, [False] * 2, [True] * 2, [False] * 2, [True] * 2, [False] * 2]
+        assert sum(step.flops == 0 for step in seen.steps) == 2
+        figure = see.show_reuse(seen)
+        assert any("67% of the steps" in text.get_text() for text in figure.texts)
 
     def test_bad_input(self):
         for flags in ([], [()], [(True,), (True, False)]):
             with pytest.raises(ShapeError, match="a flag for each sample"):
                 see.show_reuse(flags)
-        with pytest.raises(NotWrappedError), see.watch_steps(make_vit()):
-            pass
+        vit = adaptok.wrap(make_vit(), chunker="dc", budget=0.5)
+        with adaptok.trace(vit) as seen:
+            vit(torch.randn(2, 3, 32, 48))
+        assert seen.steps[0].reused is None
+        with pytest.raises(ShapeError, match="a stage that reuses steps"):
+            see.show_reuse(seen)
 
 
 class TestBudgets:

@@ -137,11 +137,13 @@ def test_groups_that_join_and_part_keep_their_histories():
     model, steps = make_model(), make_walk()
     keeps = [[0.5, 0.5, 0.5], [0.5, 0.2, 0.5], [0.3, 0.3, 0.9], [0.4, 0.4, 0.4]]
     together_model = adaptok.wrap(copy.deepcopy(model), stack=[TaylorSeer(interval=4)])
-    with torch.no_grad(), adaptok.request(together_model, "one"):
+    request = adaptok.request(together_model, "one")
+    with torch.no_grad(), request, adaptok.trace(together_model) as seen:
         together = [together_model(*s, keep=k) for s, k in zip(steps, keeps, strict=False)]
     stage = together_model.backbone.blocks.stages[0]
     assert (stage.computed, stage.reused) == (6, 6)
     assert stage.last_computed == (False,) * 3
+    assert [step.reused.tolist() for step in seen.steps] == [[False] * 3] * 2 + [[True] * 3] * 2
     for sample in range(3):
         alone_model = adaptok.wrap(copy.deepcopy(model), stack=[TaylorSeer(interval=4)])
         with torch.no_grad(), adaptok.request(alone_model, "one"):

@@ -6,7 +6,7 @@ from exit_oracles import IMAGES, run_traced, set_apart, wrap_exits
 import adaptok
 from adaptok.observers import Observer, PartObserver
 from adaptok.testing import make_vit
-from adaptok.trace_step import DepthNote, join_depths
+from adaptok.trace_step import SampleNote, join_samples
 
 
 class Recorder(Observer):
@@ -33,13 +33,13 @@ def test_parts_of_parts_name_the_samples_of_the_batch():
 
 def test_notes_are_joined_and_the_last_one_counts():
     notes = [
-        DepthNote(torch.tensor([6, 6]), (0, 3)),
-        DepthNote(torch.tensor([12]), (1,)),
-        DepthNote(torch.tensor([9]), (3,)),
+        SampleNote(torch.tensor([6, 6]), (0, 3)),
+        SampleNote(torch.tensor([12]), (1,)),
+        SampleNote(torch.tensor([9]), (3,)),
     ]
-    assert join_depths(notes, 5).tolist() == [6, 12, -1, 9, -1]
-    assert join_depths([], 5) is None
-    assert join_depths([DepthNote(torch.tensor([2, 3]))], 2).tolist() == [2, 3]
+    assert join_samples(notes, 5).tolist() == [6, 12, -1, 9, -1]
+    assert join_samples([], 5) is None
+    assert join_samples([SampleNote(torch.tensor([2, 3]))], 2).tolist() == [2, 3]
 
 
 class Reuse(adaptok.Stage):
