@@ -214,9 +214,9 @@ def check_amount(name: str, amount: Amount) -> None:
             return  # reading values would cut the graph; the range was the caller's to check
     for value in listed(amount):
         try:
-            number = float(value + 0)  # text that spells a number is no number
+            number = float("no number" if isinstance(value, bool) else value + 0)  # nor is text
         except (TypeError, ValueError):
-            raise BudgetError(f"{name} is a number or one per sample, got {value!r}") from None
+            raise BudgetError(f"{name} is a number or one per sample, got {amount!r}") from None
         if name == "keep" and not 0.0 < number <= 1.0:
             raise BudgetError(f"keep is a fraction in (0, 1], got {number:g}")
         if name == "drop" and not 0.0 <= number < 1.0:

@@ -59,6 +59,11 @@ class Backbone(ABC):
     timestep_scale: ClassVar[tuple[float, float] | None] = None
     # Whether calls come with a diffusion step, which step caches need.
     has_step: bool = False
+    # Whether the forward may do anything between blocks, since the adapter fits by shape or by what
+    # the user says of it and not by class: a wrap then tries all blocks, and not two of them.
+    tries_all_blocks: ClassVar[bool] = False
+    # Whether the blocks get all cells of the grid; False where the host itself chooses tokens.
+    has_grid: ClassVar[bool] = True
     # Numbers that are the same in every call: such a model needs no entrance.
     constant: HostNumbers | None = None
 

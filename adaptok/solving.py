@@ -81,9 +81,16 @@ def find_conflicts(entries: Sequence[StackEntry], host: Backbone) -> list[str]:
 def find_lack(entry: StackEntry, host: Backbone) -> str | None:
     """Return what a stage needs and a host does not have."""
     if entry.stage.effects.needs_step and not host.has_step:
+        named = ": name its argument, ListBackbone(timestep=...)" if host.name == "list" else ""
         return (
-            f"{entry.name!r} needs the diffusion step, and a {host.family} has none (it is for "
-            "diffusion transformers)"
+            f"{entry.name!r} needs the diffusion step, and the adapter {host.name!r} "
+            f"({host.family}) hands none over (it is for diffusion transformers{named})"
+        )
+    if entry.stage.effects.needs_grid and not host.has_grid:
+        return (
+            f"{entry.name!r} needs every grid cell, and {host.family} has a chunker of its own, "
+            "behind which the stages stand: its budget chooses cells (keep=, tokens=, drop=), and "
+            'stages that need no grid, such as "tome", go on from there'
         )
     return None
 

@@ -81,6 +81,15 @@ class TraceStep:
     depths: Int[Tensor, " b"] | None = None
     reused: Bool[Tensor, " b"] | None = None
 
+    def __repr__(self) -> str:
+        """Say what was decided, without the tensors."""
+        words = [f"grid={self.grid}", f"stages={self.stages}", f"kept={self.kept.tolist()}"]
+        if self.depths is not None:
+            words.append(f"depths={self.depths.tolist()}")
+        if self.reused is not None:
+            words.append(f"reused={self.reused.tolist()}")
+        return f"TraceStep({', '.join(words)}, flops={self.flops:,}, ms={self.ms:.3g})"
+
     @property
     def kept(self) -> Int[Tensor, " b"]:
         """Grid tokens that were computed, per sample; `plans[i].requested` are those asked for."""

@@ -39,6 +39,11 @@ class Trace(Observer):
         self.counter: FlopCounterMode | None = None
         self.start = 0.0
 
+    def __repr__(self) -> str:
+        """List the steps, without their tensors."""
+        lines = "".join(f"\n  {step}" for step in self.steps)
+        return f"Trace of {len(self.steps)} step{'' if len(self.steps) == 1 else 's'}{lines}"
+
     def note_entry(self, call: BlockCall) -> None:
         """Begin a step."""
         self.open, self.depths, self.reuse = [], [], []

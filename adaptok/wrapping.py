@@ -103,7 +103,10 @@ def wrap(
     """
     check_wrappable(model)
     if chunker is None and not stack:
-        raise WrapError('nothing was asked for: give a chunker, as in adaptok.wrap(model, "dc")')
+        alone = "router= and dechunker= alone do nothing: " if router or dechunker else ""
+        raise WrapError(
+            f'{alone}nothing was asked for: give a chunker, as in adaptok.wrap(model, "dc")'
+        )
     host = resolve_backbone(model, backbone)
     chosen = resolve_span(span, host.depth)
     limit = resolve_budget(budget)

@@ -187,3 +187,11 @@ def test_spread_budgets_are_the_same():
         spread = budget.spread(3, 12, prob.device)
         masks = [apply_budget(Routing(prob), given).keep_mask for given in (budget, spread)]
         assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("name", ["keep", "tokens", "drop"])
+@pytest.mark.parametrize("value", [True, "half", [False, 0.5], torch.tensor([True])], ids=str)
+def test_wrong_values_are_shown_whole(name, value):
+    with pytest.raises(BudgetError, match="is a number or one per sample") as caught:
+        adaptok.Budget(**{name: value})
+    assert repr(value) in str(caught.value)

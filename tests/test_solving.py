@@ -45,7 +45,7 @@ def test_order_is_time_depth_tokens_width_and_what_needs_the_grid_comes_first():
         ([Reuse(), Reuse()], r"'reuse' and 'reuse-2' both reuse earlier steps.*is \['reuse'\]"),
         ([Leave(), Leave()], r"both decide how many blocks run"),
         ([Slice(), Slice()], r"both slice the weights of the same blocks"),
-        ([NeedsStep()], r"needs the diffusion step, and a .* has none.*No part of it can run"),
+        ([NeedsStep()], r"needs the diffusion step, and .* hands none over.*No part of it can run"),
         (
             [{"name": "dc", "layout": "packed"}, MergeEnd()],
             r"layout 'packed' runs its own form .*give it layout 'bucketed'",

@@ -175,7 +175,7 @@ def test_the_fitting_stacks_on_a_vit(names):
 @pytest.mark.parametrize("names", OFF_VIT, ids=join)
 def test_what_needs_a_step_refuses_on_a_vit(names):
     model = make_host("vit")
-    with pytest.raises(StackError, match=r"needs the diffusion step, and a .* has none"):
+    with pytest.raises(StackError, match=r"needs the diffusion step, and .* hands none over"):
         wrap("vit", names, model, full=True)
     assert not adaptok.is_wrapped(model)
 

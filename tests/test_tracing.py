@@ -103,3 +103,13 @@ def test_request_reaches_the_router_and_ends():
         vit(IMAGE)
     vit(IMAGE)
     assert seen == [("a", "cond"), ("b", None), (None, None)]
+
+
+def test_traces_are_printed_without_their_tensors():
+    vit = adaptok.wrap(make_vit(), chunker="dc", budget=0.5)
+    with adaptok.trace(vit) as seen:
+        vit(torch.randn(2, 3, 32, 48))
+        vit(torch.randn(1, 3, 32, 48))
+    assert repr(seen.steps[0]).startswith("TraceStep(grid=(4, 6), stages=('dc',), kept=[12, 12]")
+    assert str(seen).splitlines()[0] == "Trace of 2 steps"
+    assert len(str(seen)) < 400

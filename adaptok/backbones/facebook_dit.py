@@ -45,6 +45,7 @@ class FacebookDiT(Backbone):
     has_step = True
     family = "DiT and SiT in the layout of their research code"
     versions = "any, by its attributes"
+    tries_all_blocks = True
     branches = BRANCHES
 
     def __init__(self, *, width: int, depth: int, patch: tuple[int, int]) -> None:

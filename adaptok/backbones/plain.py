@@ -19,6 +19,9 @@ OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 class ListBackbone(Backbone):
     """Adapter of a model whose blocks are called one after the other, `x = block(x, ...)`.
 
+    A wrapped list runs all its blocks in one go: what the forward does between two of them (a norm,
+    a scale, a skip) would be left out, and is refused by the probe of `adaptok.wrap`.
+
     The first argument of a block, and what it returns, is `(b s d)`: prefix tokens, then the cells
     of the grid in order. Further arguments are given on as they are; those with one row per sample
     must be named in `per_sample`, and those with one row per token need a backbone of their own.
@@ -63,6 +66,7 @@ class ListBackbone(Backbone):
     name = "list"
     family = "a plain list of blocks"
     versions = "any"
+    tries_all_blocks = True
 
     def __init__(
         self,

@@ -124,7 +124,11 @@ def describe_part(
     """
     from adaptok.cli.terminal import out
     from adaptok.discovery import describe
+    from adaptok.zoo.models import list_zoo_models
 
+    if name in list_zoo_models():
+        describe_model(name, json)
+        return
     description = describe(name)
     found = [
         describe_entry(entry, summary)
@@ -141,6 +145,34 @@ def describe_part(
         if entry["effects"]:
             shown = ", ".join(f"{key}={value}" for key, value in entry["effects"].items())
             out.print(f"  declares {shown}", markup=False, soft_wrap=True)
+
+
+def describe_model(name: str, json: bool) -> None:
+    """Print what a shipped model is.
+
+    Args:
+        name: of the model.
+        json: print it as JSON.
+    """
+    from adaptok.cli.terminal import out
+    from adaptok.zoo.models import load_zoo_model
+
+    trained = load_zoo_model(name)
+    parameters = sum(p.numel() for p in trained.model.parameters())
+    found = {
+        "name": name,
+        "kind": type(trained.model).__name__,
+        "parameters": parameters,
+        "config": trained.model.config.model_dump(mode="json"),
+        "card": trained.card.model_dump(mode="json"),
+    }
+    if json:
+        typer.echo(jsonlib.dumps(found, indent=2))
+        return
+    out.print(f"[bold]model {name}[/] [dim]{found['kind']}, {parameters / 1e6:.1f} M parameters[/]")
+    out.print(trained.card.limits, markup=False, soft_wrap=True)
+    out.print(f"  classes: {', '.join(trained.card.class_names)}", markup=False, soft_wrap=True)
+    out.print(f"  adaptok sample --model {name}", markup=False)
 
 
 def describe_entry(entry: Any, summary: str) -> dict[str, Any]:  # noqa: ANN401

@@ -38,6 +38,7 @@ class DCDiTBackbone(Backbone):
     branches = BRANCHES
     timestep_scale = (999.0, 0.0)
     has_step = True
+    has_grid = False
 
     @classmethod
     def match(cls, model: nn.Module) -> Self:

@@ -84,7 +84,7 @@ def compare_pairs(
     Example:
         >>> generator = torch.Generator().manual_seed(0)
         >>> real, drawn = (torch.randn(200, 8, generator=generator) for _ in range(2))
-        >>> worse = compare_pairs(drawn, drawn + 0.2, real, resamples=200)
+        >>> worse = compare_pairs(drawn, drawn + 0.5, real, resamples=200)
         >>> worse.difference.low > 0, worse.loses_less_than(0.02)
         (True, False)
     """

@@ -34,7 +34,7 @@ def load_emoji(names: Sequence[str]) -> UInt8[np.ndarray, "b 64 64 3"]:
     known = [entry.name for entry in index.entries]
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
+            close = dict.fromkeys(difflib.get_close_matches(name, known, n=3))
             meant = f"; did you mean {', '.join(close)}?" if close else ""
             raise DataError(
                 f"no shipped emoji is called {name!r}{meant} (names are in adaptok/zoo/emoji.json)"

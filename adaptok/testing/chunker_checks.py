@@ -252,8 +252,9 @@ def check_round_trip(case: ChunkerCase) -> None:
 
 
 def check_gradient(case: ChunkerCase) -> None:
-    """In training, a gradient reaches a router with weights, and the chunker's own weights."""
+    """In training, a gradient reaches tokens, a router with weights, and the chunker's weights."""
     part = case.make_filled()
+    require_token_gradient(case, part)
     made = [PartMaker("router", "dc", case.facts).make(), case.make_dechunker()]
     if isinstance(made[1], OwnFeatures):  # it has no use for probabilities
         made[1] = PartMaker("dechunker", "dc", case.facts).make()
@@ -269,6 +270,18 @@ def check_gradient(case: ChunkerCase) -> None:
     require_gradients(router)
     if case.has_weights(part):
         require_gradients(part)
+
+
+def require_token_gradient(case: ChunkerCase, part: nn.Module) -> None:
+    """Require that a gradient goes through a chunker to the tokens that it is given."""
+    tokens = make_tokens(width=case.width)
+    x = tokens.x.detach().clone().requires_grad_()
+    given = tokens.with_x(1.0 * x)
+    chunks, _ = part(given, make_routing(given), HALF)
+    words = "no gradient reaches the tokens, so that nothing in front of the blocks can be trained"
+    require(chunks.x.requires_grad, words)
+    (chunks.x**2).sum().backward()
+    require(x.grad is not None and bool(x.grad.any()), words)
 
 
 CHUNKER_CHECKS = (

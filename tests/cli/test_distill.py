@@ -10,7 +10,8 @@ from adaptok.dc.folder import load_model
 
 TINY = [
     "--hidden-size", 64, "--depth", 1, "--num-heads", 2, "--image-size", 16, "--objective", "flow",
-    "--batch-size", 4, "--log-every", 1, "--steps", 1, "--category", "Food & Drink",
+    "--batch-size", 4, "--log-every", 1, "--steps", 1,
+    "--category", "Food & Drink", "--category", "Travel & Places",
 ]  # fmt: skip
 
 
@@ -37,7 +38,10 @@ def test_distils_fine_tunes_and_goes_on(run, tmp_path, dit_folder):
     for word in ("DCDiT, width 64", "1 steps of distillation first", "step 1/2", "step 2/2"):
         assert word in result.output
     saved = json.loads((output / "config.json").read_text())
-    assert (saved["objective"], saved["categories"]) == ("flow", ["Food & Drink"])
+    assert (saved["objective"], saved["categories"]) == (
+        "flow",
+        ["Food & Drink", "Travel & Places"],
+    )
     assert (saved["budget_warmup"], saved["batch_size"]) == (1, 4)
     again = run(*arguments, "--steps", 3)
     assert again.exit_code == 0, again.output

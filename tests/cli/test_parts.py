@@ -71,3 +71,11 @@ def test_commands_come_in_groups(run):
     places = [text.index(word) for word in ("Look", "Choose a method", "Measure and set", "Train")]
     assert places == sorted(places)
     assert "--install-completion" in text
+
+
+def test_a_shipped_model_is_described(run):
+    text = run("describe", "dcdit-emoji32").stdout
+    assert "7.3 M parameters" in text
+    assert "Food & Drink" in text
+    found = json.loads(run("describe", "dcdit-emoji32", "--json").stdout)
+    assert found["config"]["depth"] == 7

@@ -8,7 +8,7 @@ import torch
 from reducers import DropOdd, MergeEnd
 
 import adaptok
-from adaptok.errors import UnsupportedModelError
+from adaptok.errors import StackError, UnsupportedModelError
 from adaptok.testing.models import fill_weights
 
 LAYOUTS = ("packed", "bucketed", "fixed")
@@ -102,3 +102,11 @@ def test_a_compiled_model_is_refused():
     model = adaptok.compile(make_model())
     with pytest.raises(UnsupportedModelError, match="wrapped before it is compiled"):
         adaptok.wrap(model, stack=[MergeEnd()])
+
+
+@pytest.mark.parametrize("chunker", ["dc", "hnet", "graph"])
+def test_a_second_chunker_is_refused(chunker):
+    model = make_model()
+    with pytest.raises(StackError, match=r"has a chunker of its own.*'tome'|\"tome\""):
+        adaptok.wrap(model, chunker=chunker, budget=0.5)
+    assert not adaptok.is_wrapped(model)

@@ -118,6 +118,11 @@ class NoGradient(PlainChunker):
         )
 
 
+class DetachedTokens(PlainChunker):
+    def forward(self, tokens, routing, budget):
+        return super().forward(tokens.with_x(tokens.x.detach()), routing, budget)
+
+
 class TouchesPrefix(PlainChunker):
     def forward(self, tokens, routing, budget):
         answer = super().forward(tokens, routing, budget)

@@ -92,3 +92,9 @@ def test_the_part_that_twins_are_made_from_passes(kind, part):
     report = KITS[kind][0](*given, **getattr(KITS[kind][2], "OPTIONS", {}))
     report.raise_failed()
     assert set(report.not_run) <= {"options", "starts_full", "gradient"}, report
+
+
+def test_a_chunker_that_detaches_its_tokens_is_caught():
+    report = check_chunker(chunker_twins.DetachedTokens, only=["gradient"])
+    assert list(report.failed) == ["gradient"]
+    assert "no gradient reaches the tokens" in str(report)
