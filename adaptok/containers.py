@@ -50,7 +50,8 @@ class BlockContainer(nn.Module):
         raise HostOptionError(
             "the blocks of a wrapped model are run as one: whoever counts them wants single blocks "
             "(timm's forward_intermediates and prune_intermediate_layers do). Call "
-            "adaptok.unwrap(model) before, or read routings and plans by adaptok.trace(model)"
+            "adaptok.unwrap(model) before, or read routings and plans by adaptok.trace(model). In "
+            "a model of your own loop over the list itself, `for block in self.blocks`"
         )
 
     @overload

@@ -253,7 +253,7 @@ def check_shared(name: str, value: object, x: Tensor, n: int) -> None:
     if any(length in (s, n) for length in shape[: max(1, value.ndim - 1)] if length > 1):
         raise HandOverError(
             f"the argument {name} of a block has the shape {shape} with one row per token, which "
-            "have to be gathered with the tokens: write an adaptok.Backbone (docs: hosts)"
+            "have to be gathered with the tokens: write an adaptok.Backbone (docs: API, hosts)"
         )
 
 
