@@ -47,6 +47,24 @@ def list_rows(method: Method, settings: dict[str, Any]) -> list[str]:
     return rows
 
 
+def summarise(result: dict[str, Any], budget: str = "keep=0.5") -> str:
+    """Return one line per method at one budget, beside each other for all models."""
+    models = list(result["models"].values())
+    head = " | ".join(f"{m['name']}: ms (of plain) | lost, points" for m in models)
+    lines = [f"| | {head} |", "|---" * (1 + 2 * len(models)) + "|"]
+    for method in METHODS:
+        cells = []
+        for model in models:
+            row = model["settings"].get(f"{method.name} {budget}")
+            cells += (
+                [f"{row['ms']:.0f} ({row['time_ratio']:.2f})", show(row["lost"], "+.1f", 100)]
+                if row
+                else ["", ""]
+            )
+        lines.append(f"| `{method.name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def tabulate(result: dict[str, Any]) -> str:
     """Return all tables, method by method."""
     parts = []
@@ -105,6 +123,7 @@ def main() -> None:
     batches = ", ".join(str(model["batch"]) for model in result["models"].values())
     values = {
         "TABLES": tabulate(result),
+        "SUMMARY": summarise(result),
         "PLAIN": plain,
         "QUERIES": str(setting["queries"]),
         "REFERENCES": str(setting["references"]),

@@ -142,12 +142,35 @@ class ListBackbone(Backbone):
         self, entrance: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HostNumbers | None:
         """Return the grid that the user's function names, and the step (see `hand_over`)."""
-        grid = self.grid(*args, **kwargs) if callable(self.grid) else self.grid
         return HostNumbers(
-            tuple(int(length) for length in grid),
+            self.find_grid(args, kwargs),
             start=self.prefix,
             timestep=self.find_timestep(args, kwargs),
         )
+
+    def find_grid(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Grid:
+        """Return the lengths of the grid axes for the arguments of the model's forward.
+
+        Raises:
+            HandOverError: the user's function does not take these arguments, or returns no lengths.
+        """
+        if not callable(self.grid):
+            return self.grid
+        if not torch.compiler.is_compiling():  # a graph cannot hold it, and was traced after it
+            try:
+                inspect.signature(self.grid).bind(*args, **kwargs)
+            except TypeError as error:
+                raise HandOverError(
+                    "grid= of ListBackbone is called with the arguments of the model's forward, "
+                    f"and does not take them: {error}"
+                ) from None
+        grid: Any = self.grid(*args, **kwargs)
+        if not isinstance(grid, tuple | list):
+            raise HandOverError(
+                "grid= of ListBackbone returns the lengths of the grid axes, such as (14, 14), got "
+                f"{grid!r}"
+            )
+        return tuple(int(length) for length in grid)
 
     def find_timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """Return the diffusion step among the arguments of the model's forward."""
@@ -212,7 +235,13 @@ class ListBackbone(Backbone):
     def example(self, model: nn.Module) -> HostInputs:
         """Return the user's inputs, or images of the grid (see `Backbone.example`)."""
         if self.inputs is not None:
-            return self.inputs(model)
+            inputs: Any = self.inputs(model)
+            if not (hasattr(inputs, "args") and hasattr(inputs, "kwargs")):
+                raise HandOverError(
+                    "inputs= of ListBackbone returns an adaptok.HostInputs((image,)), which are the "
+                    f"arguments of the model's forward, got a {type(inputs).__name__}"
+                )
+            return HostInputs(tuple(inputs.args), dict(inputs.kwargs))
         cuts = [
             module
             for module in model.modules()

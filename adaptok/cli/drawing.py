@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adaptok.budgets import Budget
 from adaptok.cli.pictures import name_label, objective_of, read_label
-from adaptok.cli.terminal import out, show_progress
+from adaptok.cli.terminal import err, out, show_progress
 from adaptok.dc.baseline import refuse_budget
 from adaptok.dc.config import DiTConfig
 from adaptok.dc.folder import ModelCard, TrainedModel
@@ -88,6 +88,7 @@ def draw_samples(options: SampleOptions) -> None:
     scheduler = options.scheduler or FAST_SCHEDULER[trained.card.objective]
     steps = options.steps or DEFAULT_STEPS.get(scheduler, 50)
     make_folder(options.output)
+    tell_of_others(options.output)
     settings = {
         "objective": objective_of(trained.card),
         "scheduler": scheduler,
@@ -200,6 +201,18 @@ def make_folder(folder: Path) -> None:
         raise StorageError(
             f"cannot make the folder {folder}: {error}. Choose another one with --output"
         ) from error
+
+
+def tell_of_others(folder: Path) -> None:
+    """Say that a folder holds images already, which `adaptok evaluate` would count as well."""
+    count = sum(1 for path in folder.glob("*.png") if path.name != "grid.png")
+    if count:
+        err.print(
+            f"note: {folder} holds {count} image{'s' if count > 1 else ''} already; those of the "
+            "same number, class and seed are replaced, the others stay",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def save_images(

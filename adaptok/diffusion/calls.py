@@ -202,7 +202,13 @@ def read_labels(
     labels: Int[Tensor, " b"] | Sequence[int], num_classes: int | None, device: torch.device
 ) -> Int[Tensor, " b"]:
     """Return the labels as one int64 per image, or raise if one of them is no class."""
-    y = torch.as_tensor(labels)
+    try:
+        y = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise LabelError(
+            f"labels are the numbers of classes, one per image, got {labels!r}: find a name in the "
+            "class_names of the model's card"
+        ) from None
     if y.ndim != 1 or y.shape[0] < 1:
         raise ShapeError(f"labels needs one class per image (b,), got {tuple(y.shape)}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import adaptok
-from adaptok.errors import ProbeError
+from adaptok.errors import HandOverError, ProbeError
 from adaptok.testing.models import fill_weights
 
 DEPTH = 5
@@ -72,3 +72,20 @@ def test_a_span_of_a_plain_loop_is_accepted():
     with adaptok.trace(wrapped) as seen:
         wrapped(image)
     assert seen.steps[0].kept.tolist() == [12, 12]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"grid": lambda image: 24}, r"returns the lengths of the grid axes.*got 24"),
+        ({"grid": lambda: (4, 6)}, "does not take them: too many positional arguments"),
+        ({"inputs": lambda model: torch.randn(2, 3, 32, 48)}, r"returns an adaptok.HostInputs"),
+    ],
+    ids=["number", "no-arguments", "tensor"],
+)
+def test_wrong_functions_are_refused(options, words):
+    example = adaptok.HostInputs((torch.randn(2, 3, 32, 48),))
+    given = {"grid": (4, 6), "inputs": lambda model: example} | options
+    host = adaptok.ListBackbone(blocks="blocks", **given)
+    with pytest.raises(HandOverError, match=words):
+        adaptok.wrap(Own().eval(), chunker="dc", budget=0.5, backbone=host)

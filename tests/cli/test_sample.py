@@ -131,3 +131,12 @@ def test_recorded_inputs_are_those_of_the_model(model_folder):
     assert not torch.equal(inputs[1], inputs[0])
     sample(model, [1], **options)
     assert len(inputs) == 3
+
+
+def test_tells_of_images_that_were_there(run, model_folder, tmp_path):
+    arguments = ("sample", "-m", model_folder, "-l", "food", "--steps", 1, "-o", tmp_path)
+    assert "note:" not in run(*arguments).stderr
+    again = run(*arguments, "--seed", 5)
+    assert again.exit_code == 0
+    assert "holds 1 image already" in again.stderr
+    assert len(list(tmp_path.glob("0*.png"))) == 2
