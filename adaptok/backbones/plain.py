@@ -238,8 +238,8 @@ class ListBackbone(Backbone):
             inputs: Any = self.inputs(model)
             if not (hasattr(inputs, "args") and hasattr(inputs, "kwargs")):
                 raise HandOverError(
-                    "inputs= of ListBackbone returns an adaptok.HostInputs((image,)), which are the "
-                    f"arguments of the model's forward, got a {type(inputs).__name__}"
+                    "inputs= of ListBackbone returns adaptok.HostInputs((image,)), the arguments "
+                    f"of the forward, got a {type(inputs).__name__}"
                 )
             return HostInputs(tuple(inputs.args), dict(inputs.kwargs))
         cuts = [

@@ -79,7 +79,7 @@ def test_a_span_of_a_plain_loop_is_accepted():
     [
         ({"grid": lambda image: 24}, r"returns the lengths of the grid axes.*got 24"),
         ({"grid": lambda: (4, 6)}, "does not take them: too many positional arguments"),
-        ({"inputs": lambda model: torch.randn(2, 3, 32, 48)}, r"returns an adaptok.HostInputs"),
+        ({"inputs": lambda model: torch.randn(2, 3, 32, 48)}, r"returns adaptok.HostInputs"),
     ],
     ids=["number", "no-arguments", "tensor"],
 )
