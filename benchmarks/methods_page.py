@@ -120,7 +120,7 @@ def main() -> None:
     plain = "; ".join(
         f"{model['name']} {show(model['accuracy'], '.3f')}" for model in result["models"].values()
     )
-    batches = ", ".join(str(model["batch"]) for model in result["models"].values())
+    batches = ", ".join(sorted({str(model["batch"]) for model in result["models"].values()}))
     values = {
         "TABLES": tabulate(result),
         "SUMMARY": summarise(result),
