@@ -156,16 +156,12 @@ class ListBackbone(Backbone):
         """
         if not callable(self.grid):
             return self.grid
-        if not torch.compiler.is_compiling():  # a graph cannot hold it, and was traced after it
-            try:
-                inspect.signature(self.grid).bind(*args, **kwargs)
-            except TypeError as error:
-                raise HandOverError(
-                    "grid= of ListBackbone is called with the arguments of the model's forward, "
-                    f"and does not take them: {error}"
-                ) from None
-        grid: Any = self.grid(*args, **kwargs)
-        if not isinstance(grid, tuple | list):
+        try:
+            grid: Any = self.grid(*args, **kwargs)
+        except TypeError:
+            check_takes(self.grid, args, kwargs)
+            raise
+        if not hasattr(grid, "__iter__"):
             raise HandOverError(
                 "grid= of ListBackbone returns the lengths of the grid axes, such as (14, 14), got "
                 f"{grid!r}"
@@ -284,6 +280,19 @@ def check_shared(name: str, value: object, x: Tensor, n: int) -> None:
             f"the argument {name} of a block has the shape {shape} with one row per token, which "
             "have to be gathered with the tokens: write an adaptok.Backbone (docs: API, hosts)"
         )
+
+
+def check_takes(
+    function: Callable[..., Grid], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raise a `HandOverError` if a function that failed does not take these arguments."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise HandOverError(
+            "grid= of ListBackbone is called with the arguments of the model's forward, and does "
+            f"not take them: {error}"
+        ) from None
 
 
 def find_place(model: nn.Module, name: str) -> int | None:

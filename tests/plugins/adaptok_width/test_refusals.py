@@ -36,7 +36,9 @@ def test_options(options, message):
 
 
 def test_a_vit_has_no_step():
-    with pytest.raises(StackError, match=r"'width' needs the diffusion step, and .* hands none over"):
+    with pytest.raises(
+        StackError, match=r"'width' needs the diffusion step, and .* hands none over"
+    ):
         adaptok.wrap(make_vit(), stack=["width"])
 
 
