@@ -154,10 +154,17 @@ class AdaptiveBlocks(Regional, BlockContainer):
             self.proof = None
         for observer in self.observers:
             observer.note_entry(call)
+        self.tell_standing(call)
         call = self.run(call)
         for observer in self.observers:
             observer.note_exit(call)
         return self.backbone.write(call)
+
+    def tell_standing(self, call: BlockCall) -> None:
+        """Tell observers which cells a host chose that shortens its own sequence."""
+        if call.standing is not None:
+            for observer in call.observers:
+                observer.note_standing(self.backbone.name, call.standing)
 
     def take_numbers(self) -> HostNumbers:
         """Return what the host's forward handed over, once."""
@@ -275,7 +282,9 @@ def run_groups(blocks: AdaptiveBlocks, groups: Sequence[BlockCall]) -> tuple[Blo
             PartObserver(seen, group.part.samples.tolist(), group.part.batch)
             for seen in blocks.observers
         )
-        after.append(blocks.run(replace(group, observers=told)))
+        call = replace(group, observers=told)
+        blocks.tell_standing(call)
+        after.append(blocks.run(call))
     for observer in blocks.observers:
         assert whole is not None
         observer.note_exit(cover_groups(after))

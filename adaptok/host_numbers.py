@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from adaptok.routing import Routing
 from adaptok.tokens import Grid
 
 
@@ -25,6 +26,7 @@ class HostNumbers:
         cells: the flat cell of each token, where the host chooses its tokens itself: `(b m)`, or of
             all samples in one run `(t)`.
         cell_grid: the grid of those cells.
+        routing: what the host's own router said of all cells, where it has one.
         came: the order in which parts of this came, `g` the grid and `s` the step alone; set by
             `join_numbers`.
 
@@ -42,11 +44,13 @@ class HostNumbers:
     came: str = field(default="", compare=False)
     cells: Tensor | None = field(default=None, compare=False)
     cell_grid: Grid = field(default=(), compare=False)
+    routing: Routing | None = field(default=None, compare=False)
 
     def __getstate__(self) -> list[object]:
-        """Leave step and cells out of copies and pickles: they belong to one call."""
+        """Leave step, routing and cells out of copies and pickles: they belong to one call."""
         kept = {item.name: getattr(self, item.name) for item in fields(self)}
-        return list((kept | {"timestep": None, "cells": None, "cell_grid": ()}).values())
+        own = {"timestep": None, "cells": None, "cell_grid": (), "routing": None}
+        return list((kept | own).values())
 
     def spread_timestep(
         self, x: Float[Tensor, "b s d"]
@@ -83,8 +87,8 @@ def join_numbers(before: HostNumbers | None, part: HostNumbers) -> HostNumbers:
 
     Args:
         before: what was handed over since the block list ran last.
-        part: what an entrance hands over now; without a grid, it is the step alone, or the cells
-            that the host chose behind both.
+        part: what an entrance hands over now; without a grid, it is the step alone, or what the
+            host's router said and the cells that it chose, behind both.
 
     Returns:
         Both.
@@ -99,8 +103,10 @@ def join_numbers(before: HostNumbers | None, part: HostNumbers) -> HostNumbers:
         True
     """
     came = "" if before is None else before.came
-    if part.cells is not None:
+    if part.cells is not None or part.routing is not None:
         known = HostNumbers(()) if before is None else before
+        if part.cells is None:
+            return replace(known, routing=part.routing)
         return replace(known, cells=part.cells, cell_grid=part.cell_grid)
     if part.grid:
         if part.timestep is not None or before is None or came not in ("s", "sgs"):

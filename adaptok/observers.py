@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adaptok.chunking import ChunkPlan
 from adaptok.routing import Routing
+from adaptok.standing import Standing
 
 if TYPE_CHECKING:  # calls know their observers
     from adaptok.calls import BlockCall
@@ -27,6 +28,17 @@ class Observer:
 
     def note_exit(self, call: "BlockCall") -> None:
         """Take in that the block list is left."""
+
+    def note_standing(
+        self, host: str, standing: Standing, samples: Sequence[int] | None = None
+    ) -> None:
+        """Take in which cells a host chose that shortens its own sequence.
+
+        Args:
+            host: name of its backbone.
+            standing: the cells.
+            samples: which samples of the batch these are; None means all.
+        """
 
     def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
         """Take in a decision."""
@@ -77,6 +89,12 @@ class PartObserver(Observer):
         self.samples = tuple(samples)
         self.share = len(self.samples) / batch
         self.wants_losses = whole.wants_losses
+
+    def note_standing(
+        self, host: str, standing: Standing, samples: Sequence[int] | None = None
+    ) -> None:
+        """Pass the host's choice on as one for these samples, or for some of them."""
+        self.whole.note_standing(host, standing, self.name_samples(samples))
 
     def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
         """Pass a decision on as one about some samples."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaptok.chunking import ChunkPlan, Provenance
 from adaptok.routing import Routing
+from adaptok.standing import Standing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,12 +22,35 @@ class PlanNote:
         routing: what its router said.
         plan: what it decided.
         samples: which samples of the batch that was about; None means all.
+        of_host: whether the host itself chose, in front of all stages.
     """
 
     stage: str
     routing: Routing
     plan: ChunkPlan
     samples: tuple[int, ...] | None = None
+    of_host: bool = False
+
+
+def note_standing(host: str, standing: Standing, samples: tuple[int, ...] | None) -> PlanNote:
+    """Return the choice of a host that shortens its own sequence as if a stage had made it.
+
+    Args:
+        host: name of its backbone.
+        standing: the cells.
+        samples: which samples of the batch that is; None means all.
+
+    Returns:
+        A note about the image's grid; where the host's router is not known, a cell is kept for
+        certain or not at all.
+    """
+    mask, said = standing.keep_mask, standing.routing
+    routing = Routing(mask.float(), mask) if said is None else said.with_keep_mask(mask)
+    lengths = (standing.cells.shape[1],) * mask.shape[0]
+    provenance = Provenance(standing.find_owners())
+    cells = standing.cells
+    plan = ChunkPlan(standing.grid, "fixed", routing, mask, cells, provenance, lengths=lengths)
+    return PlanNote(host, routing, plan, samples, of_host=True)
 
 
 def join_notes(notes: Sequence[PlanNote], b: int) -> list[PlanNote]:

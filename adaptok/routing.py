@@ -74,6 +74,23 @@ class Routing:
         """Return the same routing with the decision of a budget in it."""
         return replace(self, keep_mask=keep_mask)
 
+    def select(self, samples: Int[Tensor, " s"]) -> "Routing":
+        """Return the routing of some samples.
+
+        Args:
+            samples: which samples of the batch.
+        """
+        keep, natural = (
+            None if mask is None else mask.index_select(0, samples)
+            for mask in (self.keep_mask, self.natural_mask)
+        )
+        return replace(
+            self,
+            keep_prob=self.keep_prob.index_select(0, samples),
+            keep_mask=keep,
+            natural_mask=natural,
+        )
+
 
 def check_probabilities(prob: Float[Tensor, "b n"]) -> None:
     """Raise a `RoutingError` if values lie outside [0, 1].

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from adaptok.routing import Routing
 from adaptok.tokens import Grid
 
 FindNearest = Callable[[Bool[Tensor, "b n"], Grid], Int[Tensor, "b n"]]
@@ -25,6 +26,7 @@ class Standing:
         cells: flat cell of each token, `(b m)`.
         grid: lengths of the axes of the image's grid, of `n` cells.
         nearest: finds the nearest kept cell of every cell.
+        routing: what the host's own router said of all cells, where it has one.
 
     Example:
         >>> def nearest(mask, grid):  # of a line whose first cell alone is kept
@@ -37,21 +39,27 @@ class Standing:
     cells: Int[Tensor, "b m"]
     grid: Grid
     nearest: FindNearest
+    routing: Routing | None = None
 
     @property
     def num_cells(self) -> int:
         """How many cells the image has."""
         return math.prod(self.grid)
 
+    @property
+    def keep_mask(self) -> Bool[Tensor, "b n"]:
+        """Which cells are tokens."""
+        b = self.cells.shape[0]
+        mask = torch.zeros(b, self.num_cells, dtype=torch.bool, device=self.cells.device)
+        return mask.scatter(1, self.cells, torch.ones_like(self.cells, dtype=torch.bool))
+
     def find_owners(self) -> Int[Tensor, "b n"]:
         """Return which token stands for each cell: the one that stands nearest."""
         b, m = self.cells.shape
-        mask = torch.zeros(b, self.num_cells, dtype=torch.bool, device=self.cells.device)
-        mask = mask.scatter(1, self.cells, torch.ones_like(self.cells, dtype=torch.bool))
         rank = torch.zeros(b, self.num_cells, dtype=torch.long, device=self.cells.device)
         tokens = torch.arange(m, device=self.cells.device).expand(b, m)
         rank = rank.scatter(1, self.cells, tokens)
-        return rank.gather(1, self.nearest(mask, self.grid))
+        return rank.gather(1, self.nearest(self.keep_mask, self.grid))
 
     def spread(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
         """Give every cell what the token has that stands for it.
@@ -75,4 +83,5 @@ class Standing:
         Args:
             samples: which samples of the batch.
         """
-        return replace(self, cells=self.cells.index_select(0, samples))
+        routing = None if self.routing is None else self.routing.select(samples)
+        return replace(self, cells=self.cells.index_select(0, samples), routing=routing)

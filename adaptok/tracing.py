@@ -1,5 +1,6 @@
 """What a wrapped model decides, collected into objects of the caller."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from adaptok.counting import make_counter
 from adaptok.discovery import HOST
 from adaptok.errors import NotWrappedError
 from adaptok.observers import Observer
-from adaptok.plan_notes import PlanNote, join_notes, trace_cells
+from adaptok.plan_notes import PlanNote, join_notes, note_standing, trace_cells
 from adaptok.routing import Routing
+from adaptok.standing import Standing
 from adaptok.trace_step import SampleNote, TraceStep, join_samples
 
 
@@ -52,6 +54,15 @@ class Trace(Observer):
         wait_for(call.x)
         self.start = time.perf_counter()
 
+    def note_standing(
+        self, host: str, standing: Standing, samples: Sequence[int] | None = None
+    ) -> None:
+        """Take in which cells the host chose: the first decision of a step."""
+        if host not in self.order:
+            self.order = (host, *self.order)
+        part = None if samples is None else tuple(samples)
+        self.open.append(note_standing(host, standing, part))
+
     def note_plan(self, stage: str, routing: Routing, plan: ChunkPlan) -> None:
         """Take in a decision."""
         self.open.append(PlanNote(stage, routing, plan))
@@ -79,11 +90,13 @@ class Trace(Observer):
         wait_for(call.x)
         ms = 1000.0 * (time.perf_counter() - self.start)
         flops = self.leave_counter()
-        b, n = call.x.shape[0], call.num_cells
+        b = call.x.shape[0]
         reused = join_samples(self.reuse, b, missing=0)
         notes = join_notes(self.open, b)
+        grid = notes[0].plan.grid if self.open and self.open[0].of_host else call.grid
+        n = math.prod(grid)
         step = TraceStep(
-            call.grid,
+            grid,
             tuple(note.stage for note in notes),
             tuple(note.plan.routing for note in notes),
             tuple(note.plan for note in notes),

@@ -59,13 +59,15 @@ class DCDiTBackbone(Backbone):
         )
 
     def entrances(self, model: nn.Module) -> tuple[str, ...]:
-        """Listen to the embeddings of latent and time, and to where the kept cells are placed."""
-        return ("embed", "timestep_embedder", "cell_codes")
+        """Listen to the embeddings of latent and time, and to which cells the model keeps."""
+        return ("embed", "timestep_embedder", "chunker", "cell_codes")
 
     def hand_over(
         self, entrance: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HostNumbers | None:
-        """Return the branches, the step, or the kept cells (see `Backbone.hand_over`)."""
+        """Return the branches, the step, what is kept and why (see `Backbone.hand_over`)."""
+        if entrance == "chunker":
+            return HostNumbers((), routing=args[1])
         given: Tensor = args[0] if args else next(iter(kwargs.values()))
         if entrance == "cell_codes":
             return HostNumbers((), cells=given, cell_grid=args[1])
@@ -131,7 +133,7 @@ class DCDiTBackbone(Backbone):
             timestep=steps,
             part=part,
             shared={"rows": rows},
-            standing=find_standing(x, numbers, rows),
+            standing=find_standing(x, numbers, rows, part),
         )
 
     def run(self, block: nn.Module, index: int, call: BlockCall) -> BlockCall:
@@ -171,13 +173,16 @@ class DCDiTBackbone(Backbone):
         )
 
 
-def find_standing(x: Tensor, numbers: HostNumbers, rows: Tensor | None) -> Standing | None:
+def find_standing(
+    x: Tensor, numbers: HostNumbers, rows: Tensor | None, part: Part | None
+) -> Standing | None:
     """Return which cells the tokens of a call are.
 
     Args:
         x: the tokens, `(b m d)`.
         numbers: what was handed over.
         rows: where the tokens stand in the packed run; None in the fixed layout.
+        part: which samples of the batch these are.
 
     Returns:
         Their places; None if the blocks were called by themselves.
@@ -187,4 +192,7 @@ def find_standing(x: Tensor, numbers: HostNumbers, rows: Tensor | None) -> Stand
         return None
     if rows is not None:
         cells = cells.index_select(0, rows).view(x.shape[:2])
-    return Standing(cells, numbers.cell_grid, find_nearest)
+    routing = numbers.routing
+    if routing is not None and part is not None:
+        routing = routing.select(part.samples)
+    return Standing(cells, numbers.cell_grid, find_nearest, routing)

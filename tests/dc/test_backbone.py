@@ -73,6 +73,50 @@ def test_a_sample_does_not_see_its_batch_mates_and_stages_see_its_step():
         assert seen.steps[0].kept[sample] == alone.steps[0].kept[0]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_provenance_is_of_the_cells_of_the_image(layout, budget):
+    if layout == "fixed" and budget != {"keep": 0.5}:
+        return  # one exact count only
+    model, inputs = make_model(layout), make_inputs()
+    with torch.no_grad():
+        routing = model(*inputs, return_routing=True, **budget)[1]
+        adaptok.wrap(model, stack=[MergeEnd(r=2)])
+        with adaptok.trace(model) as seen:
+            model(*inputs, **budget)
+    (step,) = seen.steps
+    assert step.grid == (8, 6)
+    assert step.stages == ("dcdit", "merge-end")
+    assert torch.equal(step.routings[0].keep_prob, routing.keep_prob)
+    assert torch.equal(step.routings[0].natural_mask, routing.natural_mask)
+    mask = step.plans[0].keep_mask
+    assert layout == "bucketed" or torch.equal(mask, routing.keep_mask)
+    assert torch.equal(mask & routing.keep_mask, routing.keep_mask)
+    for sample in range(3):
+        cells = mask[sample].nonzero().flatten().tolist()
+        last = int(step.kept[sample]) - 1  # the last tokens went into this one
+        assert 0 <= last < len(cells) - 1
+        for cell in range(48):
+            far = [(cell // 6 - k // 6) ** 2 + (cell % 6 - k % 6) ** 2 for k in cells]
+            token = far.index(min(far))
+            assert step.provenance.token[sample, cell] == min(token, last)
+
+
+def test_two_traces_and_a_step_that_is_reused_have_the_cells_too():
+    model, (x, t, y) = make_model(), make_inputs()
+    adaptok.wrap(model, stack=[{"name": "taylorseer", "interval": 2}, MergeEnd(r=2)])
+    with torch.no_grad(), adaptok.trace(model) as outer, adaptok.trace(model) as seen:
+        for number in range(6):
+            with adaptok.request(model, "one"):
+                model(x + number, t - number, y, keep=[0.3, 0.9, 0.5])
+    assert any(step.reused.all() for step in seen.steps)
+    for step, same in zip(seen.steps, outer.steps, strict=True):
+        assert step.grid == (8, 6)
+        assert step.stages[0] == "dcdit"
+        assert step.plans[0].computed.tolist() == [14, 43, 24]
+        assert torch.equal(step.provenance.token, same.provenance.token)
+
+
 def test_guidance_gradients_and_copies():
     model, (x, t, y) = make_model(), make_inputs(2)
     adaptok.wrap(model, stack=[MergeEnd(r=2)])
