@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 # modules whose shape annotations are checked while their tests run
 SHAPED := adaptok.tokens,adaptok.routing,adaptok.budgets,adaptok.chunking,adaptok.attention,adaptok.losses,$\
 adaptok.dc.nearest,adaptok.dc.smoothing,adaptok.dc.router,adaptok.dc.chunker,adaptok.dc.dechunker,$\
-adaptok.dc.blocks,adaptok.dc.scaffold,adaptok.dc.position,adaptok.dc.model,adaptok.dc.baseline
+adaptok.dc.blocks,adaptok.dc.scaffold,adaptok.dc.position,adaptok.dc.model,adaptok.dc.baseline,$\
+adaptok.dc.host,adaptok.dc.modulation,adaptok.split_run,adaptok.reductions,adaptok.reduce_stage,$\
+adaptok.chunk_stage,adaptok.host_numbers,adaptok.standing,adaptok.observers,adaptok.plan_notes,$\
+adaptok.tracing,adaptok.trace_step
 
 .PHONY: help demo test lint types docs pytest shapes bench clean
 

@@ -1,20 +1,19 @@
 """Adapters on disk: the configuration of a wrap, and the weights that it added to its host."""
 
-import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from adaptok.blocks import AdaptiveBlocks, find_adaptive
+from adaptok.blocks import PARTS, AdaptiveBlocks, find_adaptive
 from adaptok.budgeted import Budgeted
+from adaptok.calibrated import change_settings, read_settings
 from adaptok.config import Config
-from adaptok.discovery import HOST
 from adaptok.errors import (
     BudgetError,
     CheckpointError,
@@ -27,8 +26,8 @@ from adaptok.errors import (
     WrapError,
 )
 from adaptok.hosts import Backbone
-from adaptok.parts import PartConfig, options_of
-from adaptok.registry import Kind
+from adaptok.stacking import spell_out
+from adaptok.stages import Stage
 from adaptok.storage import load_tensors, save_json, save_tensors, write_folder
 from adaptok.tracing import require_adaptive
 from adaptok.wrap_config import BudgetConfig, WrapConfig
@@ -76,6 +75,8 @@ class AdapterCard(Config):
         adaptok: version of adaptok that wrote it.
         host: the model that it belongs to.
         wrap: what makes the same wrap again.
+        settings: by name of a stage, what it ran with of all that is fitted to data, such as what
+            `Profile.apply` gave it.
 
     Raises:
         ConfigError: a value is missing or wrong, or a newer adaptok wrote it.
@@ -85,6 +86,7 @@ class AdapterCard(Config):
     adaptok: str = ""
     host: HostMark
     wrap: WrapConfig
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @field_validator("version")
     @classmethod
@@ -98,7 +100,7 @@ class AdapterCard(Config):
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
-    """Write what a wrap added to a model: its configuration and its own weights.
+    """Write what a wrap added to a model: its configuration, fitted settings, and own weights.
 
     Args:
         model: a wrapped model.
@@ -133,7 +135,8 @@ def save(model: nn.Module, folder: str | Path) -> None:
                 "to save: load the weights first"
             )
     host = mark_host(model, blocks.backbone, blocks.span)
-    card = AdapterCard(adaptok=version("adaptok"), host=host, wrap=config)
+    settings = read_settings(name_stages(blocks))
+    card = AdapterCard(adaptok=version("adaptok"), host=host, wrap=config, settings=settings)
     with write_folder(folder) as unfinished:
         save_json(unfinished / CARD, card.model_dump(mode="json"))
         # copies, since a part may share a weight between two names
@@ -145,7 +148,8 @@ def load(model: Model, folder: str | Path) -> Model:
     """Give a model the wrap and the weights that `save` wrote, in place.
 
     A model that is not wrapped is wrapped as the adapter says, and tried as `wrap` does. One that
-    is wrapped must be so in the same way; it takes the weights only, and its budget stays.
+    is wrapped must be so in the same way; it takes the weights and what was fitted to data, and
+    its budget stays.
 
     Args:
         model: a model of the class, width and depth of the one that was saved.
@@ -177,14 +181,14 @@ def load(model: Model, folder: str | Path) -> Model:
         inner = bare(model)
         check_host(mark_host(inner, blocks.backbone, blocks.span), card.host, folder)
         check_same_wrap(blocks, card.wrap, folder)
-        fill_weights(inner, weights, folder)
+        fill(inner, card, weights, folder)
         return model
     check_class(model, card.host, folder)
     host = find_host(model, card, folder)
     check_host(mark_host(model, host, card.host.span), card.host, folder)
     wrap_as(model, card.wrap, folder)
     try:
-        fill_weights(model, weights, folder)
+        fill(model, card, weights, folder)
     except BaseException:
         unwrap(model)
         raise
@@ -328,32 +332,28 @@ def check_same_wrap(blocks: AdaptiveBlocks, wanted: WrapConfig, folder: Path) ->
         )
 
 
-def spell_out(config: WrapConfig) -> dict[str, str]:
-    """Return the parts of a wrap with all their options, defaults too, as comparable text."""
-    text = {}
-    kinds: Iterable[tuple[Kind, PartConfig | None]] = (
-        ("chunker", config.chunker),
-        ("router", config.router),
-        ("dechunker", config.dechunker),
-    )
-    for kind, part in kinds:
-        text[kind] = spell_part(kind, part)
-    HOST.load_all()
-    stages = HOST.registry.names("stage")
-    stacked = [
-        spell_part("stage" if part.name in stages else "chunker", part) for part in config.stack
-    ]
-    return text | {"stack": ", ".join(stacked) or "nothing"}
+def name_stages(blocks: AdaptiveBlocks) -> dict[str, Stage]:
+    """Return the stages of a wrapped model by name, the outermost first."""
+    parts = blocks._modules[PARTS]
+    assert isinstance(parts, nn.ModuleDict)
+    return {name: stage for name, stage in parts.items() if isinstance(stage, Stage)}
 
 
-def spell_part(kind: Kind, part: PartConfig | None) -> str:
-    """Return the name and all options of a part as comparable text."""
-    if part is None:
-        return "nothing"
-    fields = options_of(HOST.registry.find(kind, part.name).load()).model_fields
-    defaults = {name: field.default for name, field in fields.items() if not field.is_required()}
-    options: dict[str, Any] = defaults | part.model_dump(mode="json", exclude={"name"})
-    return f"{part.name} {json.dumps(options, sort_keys=True, default=str)}"
+def fill(model: nn.Module, card: AdapterCard, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Put settings and weights of an adapter into a wrapped model, or nothing."""
+    stages = name_stages(require_adaptive(model))
+    before = read_settings({name: stages.get(name) for name in card.settings})
+    try:
+        change_settings(stages, card.settings)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"the settings of the adapter {folder} do not fit its wrap: {error}"
+        ) from None
+    try:
+        fill_weights(model, weights, folder)
+    except BaseException:
+        change_settings(stages, before)
+        raise
 
 
 def fill_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:

@@ -227,6 +227,54 @@ def as_calibrated(stage: object) -> Calibrated | None:
     return stage if isinstance(stage, Calibrated) else None
 
 
+def read_settings(stages: Mapping[str, object]) -> dict[str, dict[str, Any]]:
+    """Return what stages run with of all that is fitted to data.
+
+    Args:
+        stages: by name.
+
+    Returns:
+        Settings by name of the stage, of those that have some.
+    """
+    fitted = {name: as_calibrated(stage) for name, stage in stages.items()}
+    return {
+        name: dict(stage.read_settings()) for name, stage in fitted.items() if stage is not None
+    }
+
+
+def change_settings(
+    stages: Mapping[str, object], settings: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Give stages other settings, all of them or none.
+
+    Args:
+        stages: by name.
+        settings: by name of a stage.
+
+    Raises:
+        ConfigError: a stage is not there, has nothing that is fitted, or refuses its settings.
+    """
+    chosen: dict[str, Calibrated] = {}
+    for name in settings:
+        stage = as_calibrated(stages.get(name))
+        if stage is None:
+            raise ConfigError(
+                f"there are settings of the stage {name!r}, and among {', '.join(stages)} there is "
+                "none of that name that takes settings"
+            )
+        chosen[name] = stage
+    before = read_settings(chosen)
+    done: list[str] = []
+    try:
+        for name, stage in chosen.items():
+            stage.apply_settings(settings[name])
+            done.append(name)
+    except BaseException:
+        for name in done:
+            chosen[name].apply_settings(before[name])
+        raise
+
+
 def read_wanted(
     stage: str, wanted: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptok.adapters import name_stages
 from adaptok.calibrated import BatchRun, CalibrationRecord, Item, Row, as_calibrated
 from adaptok.calls import BlockCall
 from adaptok.chunking import ChunkPlan
@@ -17,7 +18,7 @@ from adaptok.errors import ConfigError, DataError
 from adaptok.observers import Observer
 from adaptok.probing import undisturbed
 from adaptok.profile_marks import mark_profile
-from adaptok.profiles import Profile, fit_stage, name_stages
+from adaptok.profiles import Profile, fit_stage
 from adaptok.reductions import ReducePlan
 from adaptok.routing import Routing
 from adaptok.stages import Stage

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Int
 from torch import Tensor
 
 from adaptok.budgeted_stage import BudgetedStage
@@ -232,7 +232,7 @@ def split_batch(inner: BlockRange, cells: Tensor, num_cells: int) -> Sequence[Se
     return list(by_cells.values())
 
 
-def select(samples: Sequence[int], call: BlockCall) -> Float[Tensor, " b"] | None:
+def select(samples: Sequence[int], call: BlockCall) -> Int[Tensor, " s"] | None:
     """Return an index of some samples, or None if they are all samples in order."""
     if list(samples) == list(range(call.x.shape[0])):
         return None

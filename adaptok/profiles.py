@@ -7,11 +7,12 @@ from typing import Any, Self
 from pydantic import PrivateAttr, field_validator
 from torch import nn
 
-from adaptok.blocks import PARTS, AdaptiveBlocks
+from adaptok.adapters import name_stages
 from adaptok.calibrated import (
     Calibrated,
     CalibrationRecord,
     as_calibrated,
+    change_settings,
     flatten_records,
     gather_records,
     sign_tensors,
@@ -229,7 +230,7 @@ class Profile(Config):
     ) -> None:
         """Let a wrapped model run with these settings from now on.
 
-        They belong to the wrap of this process: apply the profile again after `adaptok.load`.
+        `adaptok.save` writes them with the wrap, and `adaptok.load` brings them back.
 
         Args:
             model: the model, wrapped with the same stages.
@@ -265,7 +266,7 @@ class Profile(Config):
                     f"this profile was made {made} as the {name}, and {asked!r} is asked for: "
                     "calibrate with that one"
                 )
-        change_settings(name_stages(blocks), self.stages)
+        apply_fits(name_stages(blocks), self.stages)
 
     def describe(self) -> list[str]:
         """Say what was fitted, a line for each stage."""
@@ -288,14 +289,7 @@ def show_value(value: object) -> str:
     return str(value)
 
 
-def name_stages(blocks: AdaptiveBlocks) -> dict[str, Stage]:
-    """Return the stages of a wrapped model by name, the outermost first."""
-    parts = blocks._modules[PARTS]
-    assert isinstance(parts, nn.ModuleDict)
-    return {name: stage for name, stage in parts.items() if isinstance(stage, Stage)}
-
-
-def change_settings(stages: Mapping[str, Stage], fits: Mapping[str, StageFit]) -> None:
+def apply_fits(stages: Mapping[str, Stage], fits: Mapping[str, StageFit]) -> None:
     """Give stages their settings, all of them or none.
 
     Args:
@@ -305,7 +299,6 @@ def change_settings(stages: Mapping[str, Stage], fits: Mapping[str, StageFit]) -
     Raises:
         ProfileError: there is no such stage, or it is of another kind, or refuses its settings.
     """
-    chosen: dict[str, Calibrated] = {}
     for name, fit in fits.items():
         stage = as_calibrated(stages.get(name))
         if stage is None or name_of_part("stage", type(stage)) != fit.part:
@@ -313,16 +306,9 @@ def change_settings(stages: Mapping[str, Stage], fits: Mapping[str, StageFit]) -
                 f"this profile has settings of {fit.part or name!r} for the stage {name!r}, and "
                 f"the model has {', '.join(stages)}: wrap it with the same stack"
             )
-        chosen[name] = stage
-    before = {name: stage.read_settings() for name, stage in chosen.items()}
-    done: list[str] = []
     try:
-        for name, stage in chosen.items():
-            stage.apply_settings(fits[name].settings)
-            done.append(name)
+        change_settings(stages, {name: fit.settings for name, fit in fits.items()})
     except AdaptokError as error:
-        for name in done:
-            chosen[name].apply_settings(before[name])
         raise ProfileError(f"this profile does not fit the model: {error}") from None
 
 

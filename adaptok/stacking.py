@@ -1,6 +1,8 @@
 """The stages of a wrap, made from whatever form they were given in, and put in order."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -10,7 +12,8 @@ from adaptok.config import Config
 from adaptok.discovery import HOST
 from adaptok.errors import ConfigError, StackError
 from adaptok.hosts import Backbone
-from adaptok.parts import HostFacts, PartConfig, Spec, build_part, read_spec
+from adaptok.parts import HostFacts, PartConfig, Spec, build_part, options_of, read_spec
+from adaptok.registry import Kind
 from adaptok.routing import Router
 from adaptok.solving import StackEntry, check_stack, sort_stack
 from adaptok.stages import Stage
@@ -144,3 +147,31 @@ def order_stages(stages: Sequence[tuple[str, Stage]], host: Backbone) -> dict[st
             order = list(answer)
     check_stack([StackEntry(names[id(stage)], stage) for stage in order], host)
     return {names[id(stage)]: stage for stage in order}
+
+
+def spell_out(config: WrapConfig) -> dict[str, str]:
+    """Return the parts of a wrap with all their options, defaults too, as comparable text."""
+    text = {}
+    kinds: Iterable[tuple[Kind, PartConfig | None]] = (
+        ("chunker", config.chunker),
+        ("router", config.router),
+        ("dechunker", config.dechunker),
+    )
+    for kind, part in kinds:
+        text[kind] = spell_part(kind, part)
+    HOST.load_all()
+    stages = HOST.registry.names("stage")
+    stacked = [
+        spell_part("stage" if part.name in stages else "chunker", part) for part in config.stack
+    ]
+    return text | {"stack": ", ".join(stacked) or "nothing"}
+
+
+def spell_part(kind: Kind, part: PartConfig | None) -> str:
+    """Return the name and all options of a part as comparable text."""
+    if part is None:
+        return "nothing"
+    fields = options_of(HOST.registry.find(kind, part.name).load()).model_fields
+    defaults = {name: field.default for name, field in fields.items() if not field.is_required()}
+    options: dict[str, Any] = defaults | part.model_dump(mode="json", exclude={"name"})
+    return f"{part.name} {json.dumps(options, sort_keys=True, default=str)}"

@@ -7,6 +7,7 @@ import adaptok
 from adaptok.calls import BlockCall, TokenInput
 from adaptok.chunk_stage import ChunkStage
 from adaptok.dc.host import HostChunker, HostDechunker
+from adaptok.observers import Observer
 from adaptok.stages import BlockRange
 
 
@@ -112,9 +113,7 @@ def test_bucketed_rounds_up_counts_that_depend_on_the_image_and_only_those():
     call = make_call(batched=True)
     plans = []
 
-    class Seen:
-        wants_losses = False
-
+    class Seen(Observer):
         def note_plan(self, stage, routing, plan):
             plans.append(plan)
 
@@ -145,9 +144,7 @@ def test_guidance_halves_get_their_own_budget_in_the_order_of_the_host():
         numbers = adaptok.HostNumbers((3, 4), branches=order)
         seen = []
 
-        class Seen:
-            wants_losses = False
-
+        class Seen(Observer):
             def note_plan(self, stage, routing, plan, seen=seen):
                 seen.append(plan)
 

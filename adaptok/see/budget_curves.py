@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 from adaptok.errors import ShapeError
 from adaptok.measure.report import BenchmarkReport
-from adaptok.see.canvas import COLOURS, INK, QUIET, SMALL, TEXT, TITLE, make_canvas
+from adaptok.optional import import_optional
+from adaptok.see.canvas import COLOURS, INK, QUIET, SMALL, TEXT, TITLE, Canvas, make_canvas
 from adaptok.see.curves import finish_axes
 
 if TYPE_CHECKING:
+    import matplotlib.axes
     import matplotlib.figure
 
 SIZE = (1240, 560)
 LEFT, TOP, PANEL, HIGH, APART = 152, 140, 332, 330, 30
+EDGE = 16  # pixels that stay free at the left of the label
 MARKERS = "osD^vPX"
 STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
@@ -124,6 +127,7 @@ def show_budgets(
     canvas.text(28, 16, title, size=TITLE, bold=True)
     canvas.text(28, 50, note, size=SMALL, colour=QUIET)
     top = TOP + 26 * (rows - 1)
+    panels = []
     for place, (cost, unit) in enumerate((("tokens", ""), ("gflops", "GFLOPs"), ("ms", "ms"))):
         axes = canvas.axes(LEFT + place * (PANEL + APART), top, PANEL, HIGH)
         for number, curve in enumerate(curves):
@@ -140,11 +144,13 @@ def show_budgets(
                 capsize=3,
                 label=curve.name,
             )
+        panels.append(axes)
         axes.set_xlim(left=0)
         axes.set_xlabel(unit or "tokens", fontsize=TEXT, color=INK)
         finish_axes(axes)
         axes.grid(axis="x", color="#e6e9ef", linewidth=0.6)
         if place == 0:
+            axes.yaxis.set_major_formatter(write_number)
             arrow = "higher" if higher_is_better else "lower"
             axes.set_ylabel(
                 f"{textwrap.fill(quality, 30)}\n{arrow} is better", fontsize=TEXT, color=INK
@@ -156,4 +162,29 @@ def show_budgets(
         else:
             axes.set_yticklabels([])
             axes.set_ylim(canvas.figure.axes[0].get_ylim())
+    make_room(canvas, panels)
     return canvas.figure
+
+
+def write_number(value: float, _: float | None = None) -> str:
+    """Write a number at an axis whole: a factor of all numbers would stand where the legend is."""
+    return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+
+
+def make_room(canvas: Canvas, panels: Sequence["matplotlib.axes.Axes"]) -> None:
+    """Move panels to the right, and make them narrower, where the label of the first is cut.
+
+    Args:
+        canvas: the figure.
+        panels: side by side, with one label at the left of the first.
+    """
+    agg = import_optional("matplotlib.backends.backend_agg", extra="see")
+    box = panels[0].yaxis.get_tightbbox(agg.FigureCanvasAgg(canvas.figure).get_renderer())
+    if box is None or box.x0 >= EDGE:
+        return
+    missing = EDGE - box.x0
+    width = PANEL - missing / len(panels)
+    for place, axes in enumerate(panels):
+        _, bottom, _, height = axes.get_position().bounds
+        left = LEFT + missing + place * (width + APART)
+        axes.set_position((left / canvas.width, bottom, width / canvas.width, height))

@@ -12,6 +12,7 @@ from adaptok.budgets import Budget
 from adaptok.calls import BlockCall
 from adaptok.chunk_stage import ChunkStage
 from adaptok.dc.host import HostChunker
+from adaptok.discovery import find_part
 from adaptok.hosts import Backbone, HostInputs
 from adaptok.routers import PredictabilityRouter
 from adaptok.stages import BlockRange, Effects, Stage
@@ -79,6 +80,8 @@ class BackboneCase:
         self.given = inputs
         self.reader: Backbone | None = None
         self.refused = dict(refused or {})
+        if isinstance(backbone, str) and backbone != "auto":
+            find_part("backbone", backbone)  # an unknown name is one error, not one for each check
         name = backbone if isinstance(backbone, str) else backbone.name
         self.title = f"backbone {name!r} of {type(self.make_model()).__name__}"
 

@@ -328,6 +328,7 @@ def check_backbone(
 
     Raises:
         ConfigError: there is no check of a name.
+        UnknownNameError: there is no backbone of that name.
 
     Example:
         >>> from adaptok.testing import make_vit

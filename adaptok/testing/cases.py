@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adaptok.budgeted import Budgeted
 from adaptok.budgets import Budget
 from adaptok.calls import BlockCall, HostNumbers
+from adaptok.chunking import ChunkPlan
 from adaptok.errors import ConfigError
 from adaptok.parts import FACTS, HostFacts, PartConfig, Spec, build_part, read_spec
 from adaptok.registry import INTERFACES, Kind
@@ -27,10 +28,12 @@ from adaptok.wrapping import wrap
 
 PartSpec = Spec | type[Any] | Callable[..., Any]
 Answer = tuple[Tensor, ...]  # each has the batch as its first axis
+Variation = Literal["none", "seeded", "state", "elsewhere", "unknown"]
 
 GRID = (4, 6)
 ODD_GRIDS: tuple[Grid, ...] = ((1, 7), (7, 1), (1, 1), (2, 2), (5, 3))
 HALF = Budget(keep=0.5)
+ROUNDING = 1e-5  # relative: other batch sizes and graphs sum in another order
 
 
 class PartMaker:
@@ -84,7 +87,8 @@ class PartCase(ABC):
         width: features of a token.
 
     Raises:
-        ConfigError: the part is of another kind.
+        UnknownNameError: there is no part of that name.
+        ConfigError: the part is of another kind, or an option is wrong.
     """
 
     kind: ClassVar[Kind]
@@ -94,7 +98,8 @@ class PartCase(ABC):
         self.facts = HostFacts(width, DEPTH, len(GRID))
         self.maker = PartMaker(self.kind, part, self.facts)
         self.config = self.maker.config
-        name = self.config.name if self.config else type(self.make()).__name__
+        made = self.make()  # what cannot be made is one error, and not one for each check
+        name = self.config.name if self.config else type(made).__name__
         self.title = f"{self.kind} {name!r}"
 
     def make(self) -> nn.Module:
@@ -121,12 +126,27 @@ class PartCase(ABC):
             torch.manual_seed(seed)
             return self.answer(part, tokens, budget)
 
-    def draws_numbers(self, part: nn.Module) -> bool:
-        """Say whether a part draws new random numbers in each call."""
+    def find_variation(self) -> Variation:
+        """Say why a part answers otherwise when the same tokens come once more.
+
+        Returns:
+            `"none"`: it does not; `"seeded"`: torch's default generator has another seed;
+            `"state"`: it keeps something from call to call; `"elsewhere"`: it draws numbers that
+            `torch.manual_seed` does not reach; `"unknown"`: one of both, and it cannot be copied.
+        """
         tokens = make_tokens(width=self.width)
-        return not is_same(
-            self.answer_seeded(part, tokens, seed=1), self.answer_seeded(part, tokens, seed=2)
-        )
+        part = self.make_filled()
+        twin = copy_part(part)
+        first, again, other = (self.answer_seeded(part, tokens, seed=seed) for seed in (1, 1, 2))
+        if is_same(first, again) and is_same(first, other):
+            return "none"
+        if twin is part:
+            return "seeded" if is_same(first, again) else "unknown"
+        if is_same(first, again):
+            fresh = self.answer_seeded(twin, tokens, seed=2)
+            return "seeded" if is_same(fresh, other) else "state"
+        fresh = self.answer_seeded(twin, tokens, seed=1)
+        return "state" if is_same(fresh, first) else "elsewhere"
 
     def make_host(self) -> nn.Module:
         """Return a small host of the right width."""
@@ -251,8 +271,16 @@ def with_budget(stage: nn.Module, budget: Budget) -> nn.Module:
 
 
 def is_same(found: Answer, expected: Answer) -> bool:
-    """Say whether answers are equal bit for bit."""
-    return len(found) == len(expected) and all(map(torch.equal, found, expected))
+    """Say whether answers are equal number by number; NaN is equal to NaN."""
+    return len(found) == len(expected) and all(map(is_same_tensor, found, expected))
+
+
+def is_same_tensor(found: Tensor, expected: Tensor) -> bool:
+    """Say whether two tensors are equal (see `is_same`)."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    both_nan = (found != found) & (expected != expected)
+    return bool(((found == expected) | both_nan).all())
 
 
 def measure_error(found: Tensor, expected: Tensor) -> float:
@@ -278,6 +306,10 @@ def require_close(found: Answer, expected: Answer, tolerance: float, problem: st
         ConformanceError: they do not agree.
     """
     require(len(found) == len(expected), problem)
+    for one, other in zip(found, expected, strict=True):
+        shapes = tuple(one.shape), tuple(other.shape)
+        require(shapes[0] == shapes[1], f"{problem}: the shapes {shapes[0]} and {shapes[1]}")
+        require(bool(one.isfinite().all()), f"{problem}: the answer holds what is no finite number")
     errors = [measure_error(*pair) for pair in zip(found, expected, strict=True)]
     if not max(errors) <= tolerance:
         raise ConformanceError(
@@ -288,3 +320,44 @@ def require_close(found: Answer, expected: Answer, tolerance: float, problem: st
 def require_finite(answer: Answer, problem: str) -> None:
     """Raise a `ConformanceError` unless all numbers are finite."""
     require(all(bool(x.isfinite().all()) for x in answer), problem)
+
+
+def require_restored(
+    found: Tensor, before: Tokens, plan: ChunkPlan, restores: str, said: str
+) -> None:
+    """Raise a `ConformanceError` unless cells come back as they were.
+
+    Args:
+        found: features of all cells behind the dechunker, `(b n d)`.
+        before: the tokens that came.
+        plan: which cells were kept.
+        restores: what the dechunker promises, `"all"` or `"kept"`.
+        said: how tokens were chosen, in words.
+
+    Raises:
+        ConformanceError: a cell that should come back has other features.
+    """
+    shape, needed = tuple(found.shape), tuple(before.x.shape)
+    require(shape == needed, f"{said}: cells of the shape {needed} went in, {shape} came back")
+    size = max(float(before.x.abs().max()), 1e-12)
+    error = (found.float() - before.x.float()).abs().amax(-1) / size
+    wrong = ~(error <= ROUNDING)  # NaN too
+    kept = plan.keep_mask
+    promised = kept if restores == "kept" else torch.ones_like(kept)
+    if not bool((wrong & promised).any()):
+        return
+    counts = [f"{int((wrong & mask).sum())} of {int(mask.sum())}" for mask in (kept, ~kept)]
+    advice = (
+        'what cannot come back is declared: restores = "kept" on the dechunker, if dropped cells '
+        'cannot, "nothing", if none can'
+    )
+    if restores == "kept":
+        advice = 'a dechunker that cannot do even that says restores = "nothing"'
+    most = float(error[promised].max())
+    raise ConformanceError(
+        f"{said}: the blocks changed nothing, and {counts[0]} kept and {counts[1]} dropped cells "
+        f"came back with other features than they had, by up to {most:.2g} of the largest one "
+        f"({ROUNDING:g} is allowed). With restores = {restores!r}, "
+        f"{'every kept cell' if restores == 'kept' else 'every cell'} comes back: add only what "
+        f"the blocks changed to the features from before; {advice}"
+    )

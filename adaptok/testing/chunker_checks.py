@@ -18,6 +18,7 @@ from adaptok.testing.cases import (
     GRID,
     HALF,
     ODD_GRIDS,
+    ROUNDING,
     Answer,
     PartCase,
     PartMaker,
@@ -26,11 +27,12 @@ from adaptok.testing.cases import (
     make_routing,
     make_tokens,
     require_close,
+    require_restored,
     take_sample,
 )
 from adaptok.testing.host_checks import HOST_CHECKS, check_prefix
 from adaptok.testing.models import DEPTH, WIDTH, fill_weights
-from adaptok.testing.module_checks import MODULE_CHECKS, ROUNDING
+from adaptok.testing.module_checks import MODULE_CHECKS
 from adaptok.testing.partners import OwnFeatures
 from adaptok.testing.report import NotRun, Report, require, run_checks
 from adaptok.testing.router_checks import require_gradients
@@ -66,6 +68,8 @@ class ChunkerCase(PartCase):
         made = self.make()
         self.router = router or getattr(made, "router", None) or WITHOUT_WEIGHTS
         self.dechunker = dechunker or getattr(made, "dechunker", None) or OwnFeatures
+        self.make_router()  # what cannot be made is one error, and not one for each check
+        self.make_dechunker()
 
     def answer(self, part: nn.Module, tokens: Tokens, budget: Budget = HALF) -> Answer:
         """Return for each cell its token's features and index, and whether it is kept."""
@@ -242,13 +246,8 @@ def check_round_trip(case: ChunkerCase) -> None:
     for tokens, budget, chunks, plan in make_plans(case, fresh=True):
         with torch.no_grad():
             found = back(chunks, plan, tokens).x
-        kept = plan.keep_mask if restores == "kept" else torch.ones_like(plan.keep_mask)
-        require_close(
-            (found[kept],),
-            (tokens.x[kept],),
-            ROUNDING,
-            f"with {budget.describe()} and blocks that change nothing",
-        )
+        said = f"with {budget.describe()} and the dechunker {type(back).__name__}"
+        require_restored(found, tokens, plan, restores, said)
 
 
 def check_gradient(case: ChunkerCase) -> None:
@@ -324,6 +323,7 @@ def check_chunker(
 
     Raises:
         ConfigError: the part is no chunker, or there is no check of a name.
+        UnknownNameError: there is no chunker of that name.
 
     Example:
         >>> check_chunker("dc", only=["budgets", "provenance", "round_trip"]).failed

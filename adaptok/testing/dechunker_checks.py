@@ -17,6 +17,7 @@ from adaptok.testing.cases import (
     GRID,
     HALF,
     ODD_GRIDS,
+    ROUNDING,
     Answer,
     PartCase,
     PartMaker,
@@ -24,10 +25,11 @@ from adaptok.testing.cases import (
     make_routing,
     make_tokens,
     require_close,
+    require_restored,
 )
 from adaptok.testing.host_checks import HOST_CHECKS, check_prefix
 from adaptok.testing.models import WIDTH
-from adaptok.testing.module_checks import MODULE_CHECKS, ROUNDING
+from adaptok.testing.module_checks import MODULE_CHECKS
 from adaptok.testing.report import NotRun, Report, require, run_checks
 from adaptok.testing.router_checks import require_gradients
 from adaptok.tokens import Tokens
@@ -134,10 +136,7 @@ def check_round_trip(case: DechunkerCase) -> None:
     for said, chunks, plan in case.chunk(tokens):
         with torch.no_grad():
             found = part(chunks, plan, tokens).x
-        cells = plan.keep_mask if restores == "kept" else torch.ones_like(plan.keep_mask)
-        require_close(
-            (found[cells],), (tokens.x[cells],), ROUNDING, f"{said}, blocks that change nothing"
-        )
+        require_restored(found, tokens, plan, restores, f"with {said}")
 
 
 def check_kept(case: DechunkerCase) -> None:
@@ -241,6 +240,7 @@ def check_dechunker(
 
     Raises:
         ConfigError: the part is no dechunker, or there is no check of a name.
+        UnknownNameError: there is no dechunker of that name.
 
     Example:
         >>> check_dechunker("dc", only=["answer", "round_trip"]).failed

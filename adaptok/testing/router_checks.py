@@ -126,6 +126,7 @@ def check_router(
 
     Raises:
         ConfigError: the part is no router, or there is no check of a name.
+        UnknownNameError: there is no router of that name.
 
     Example:
         >>> check_router("norm", only=["shape", "range", "gradient", "batch"])

@@ -252,6 +252,7 @@ def check_stage(
 
     Raises:
         ConfigError: the part is no stage, or there is no check of a name.
+        UnknownNameError: there is no stage of that name.
 
     Example:
         >>> import adaptok

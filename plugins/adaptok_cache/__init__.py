@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from adaptok_cache.firstblock import FirstBlockCache
-    from adaptok_cache.stage import IdleCacheWarning, StepCache
+    from adaptok_cache.idling import IdleCacheWarning
+    from adaptok_cache.stage import StepCache
     from adaptok_cache.taylorseer import TaylorSeer
     from adaptok_cache.teacache import TeaCache
 
@@ -20,7 +21,7 @@ __all__ = ["FirstBlockCache", "IdleCacheWarning", "StepCache", "TaylorSeer", "Te
 # Everything comes when it is asked for, so that announcing the stages imports nothing heavy.
 HOMES = {
     "FirstBlockCache": "firstblock",
-    "IdleCacheWarning": "stage",
+    "IdleCacheWarning": "idling",
     "StepCache": "stage",
     "TaylorSeer": "taylorseer",
     "TeaCache": "teacache",

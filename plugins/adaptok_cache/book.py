@@ -138,6 +138,11 @@ class StateBook:
             self.requests.pop(request, None)
             self.steps.pop(request, None)
 
+    def list_runs(self, request: str | None) -> list[SampleRun]:
+        """Return where the samples of a request are, of all its branches."""
+        states = self.requests.get(request, {}).values()
+        return [run for state in states for run in state.runs if run is not None]
+
     @property
     def memory_bytes(self) -> int:
         """Bytes of all tensors that are held."""

@@ -10,6 +10,7 @@ from adaptok.errors import StackError
 from adaptok_cache.book import CacheState
 from adaptok_cache.distances import relative_change
 from adaptok_cache.history import put_rows, spread_cells
+from adaptok_cache.idling import IdleWalk, explain_distance
 from adaptok_cache.runs import SampleRun
 from adaptok_cache.stage import StepCache, Verdict
 from adaptok_cache.teacache import check_threshold
@@ -62,6 +63,17 @@ class FirstBlockCache(StepCache):
         """Return the threshold."""
         return {"threshold": self.threshold}
 
+    @property
+    def wants_reuse(self) -> bool:
+        """Whether a step may be reused at all."""
+        return self.threshold > 0
+
+    def explain_idle(self, walk: IdleWalk) -> str:
+        """Say how far the threshold was from reusing a step (see `StepCache.explain_idle`)."""
+        if not walk.tried:
+            return super().explain_idle(walk)
+        return explain_distance(walk.nearest, self.threshold, "")
+
     def check_blocks(self, inner: BlockRange) -> None:
         """Raise a `StackError` if there is one block only."""
         if inner.last - inner.first < 2:
@@ -78,12 +90,13 @@ class FirstBlockCache(StepCache):
         front = inner.run(call, inner.first, middle)
         added = spread_cells(call, front.cell_x - call.cell_x)
         before = added if state.signal is None else state.signal
-        fits = [distance < self.threshold for distance in relative_change(added, before)]
+        distances = relative_change(added, before)
+        fits = [distance < self.threshold for distance in distances]
 
         def run_others(some: BlockCall) -> BlockCall:
             return inner.run(some, middle, inner.last)
 
-        return Verdict(front, run_others, fits, runs, added)
+        return Verdict(front, run_others, fits, runs, added, distances)
 
     def keep_signal(
         self, before: Tensor | None, signal: Tensor | None, rows: Tensor | None

@@ -18,6 +18,9 @@ class SampleRun:
         blind: its latest time came twice, so that nothing of it is kept.
         unsure: it began at a time that came twice, so that its second step is computed.
         repeats: how often the time of a later step came twice.
+        tried: how many of its steps might have been reused.
+        reused: how many of them were.
+        nearest: the smallest distance at which one might have been; infinite if no number was.
 
     Example:
         >>> run = follow(follow(None, 999.0), 750.0)
@@ -36,11 +39,28 @@ class SampleRun:
     blind: bool = False
     unsure: bool = False
     repeats: int = 0
+    tried: int = 0
+    reused: int = 0
+    nearest: float = math.inf
 
     @property
     def age(self) -> int:
         """Steps since the blocks ran; 0 where they never did."""
         return 0 if self.computed is None else self.step - self.computed
+
+    def after_try(self, distance: float | None) -> "SampleRun":
+        """Return the run at a step that may be reused.
+
+        Args:
+            distance: how far the sample is from its last computed step, if that is measured.
+        """
+        near = distance is not None and distance < self.nearest  # not so for NaN
+        nearest = distance if near and distance is not None else self.nearest
+        return replace(self, tried=self.tried + 1, nearest=nearest)
+
+    def after_reuse(self) -> "SampleRun":
+        """Return the run after its latest step was reused."""
+        return replace(self, reused=self.reused + 1)
 
     def after_compute(self, orders: int) -> "SampleRun":
         """Return the run after the blocks ran in its latest step.

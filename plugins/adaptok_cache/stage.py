@@ -3,7 +3,7 @@
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -28,13 +28,10 @@ from adaptok_cache.history import (
     predict_terms,
     put_samples,
 )
+from adaptok_cache.idling import IdleCacheWarning, IdleWalk, find_ended, find_idle
 from adaptok_cache.runs import SampleRun, follow
 
 MANY = 2  # repeated times in one run before somebody is told
-
-
-class IdleCacheWarning(UserWarning):
-    """A step cache computes every step, because it does not know whose steps they are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +44,7 @@ class Verdict:
         fits: whether each sample is near enough to its last computed step.
         runs: where each sample is, with what the cache summed up.
         signal: what the next step is compared with, `(b ...)`; None keeps nothing.
+        distances: what was held against a threshold, sample by sample; None where nothing is.
     """
 
     front: BlockCall
@@ -54,6 +52,7 @@ class Verdict:
     fits: Sequence[bool]
     runs: Sequence[SampleRun]
     signal: Tensor | None = None
+    distances: Sequence[float] | None = None
 
 
 class StepCache(Stage):
@@ -118,6 +117,8 @@ class StepCache(Stage):
         Args:
             request: of which request; None means all.
         """
+        for name in [request] if request is not None else list(self.book.requests):
+            self.end_walks(name)
         self.book.forget(request)
 
     def announce(self, request: str, steps: int) -> None:
@@ -137,6 +138,11 @@ class StepCache(Stage):
     def memory_bytes(self) -> int:
         """Bytes of all tensors that are kept."""
         return self.book.memory_bytes
+
+    @property
+    def wants_reuse(self) -> bool:
+        """Whether a step may be reused at all, so that it is told where none is."""
+        return True
 
     def describe(self) -> dict[str, str]:
         """Return options, and what is kept now."""
@@ -164,6 +170,16 @@ class StepCache(Stage):
         Returns:
             The verdict; samples that have nothing to reuse are computed whatever it says.
         """
+
+    def explain_idle(self, walk: IdleWalk) -> str:
+        """Say why no step of a walk was reused, and what to do.
+
+        Args:
+            walk: the walk.
+        """
+        if walk.tried:
+            return "with agree=True other processes had to compute"
+        return f"warmup={self.warmup} leaves none to reuse, give a smaller one"
 
     def check_blocks(self, inner: BlockRange) -> None:
         """Raise a `StackError` if there are too few blocks.
@@ -199,20 +215,24 @@ class StepCache(Stage):
             self.note_decisions(call, (True,) * b)
             return inner(call)
         rows = find_rows(call)
+        if request not in self.book.requests:
+            for name in list(self.book.requests):
+                self.end_walks(name)
         whole = self.book.open(request, branches, sign(inner, call), count_batch(call))
         state = whole.take(rows)
         limit = self.book.steps.get(request, self.steps)
         times = call.timestep.tolist()
-        runs = [follow(*pair, limit) for pair in zip(state.runs, times, strict=True)]
+        latest = state.runs
+        runs = [follow(*pair, limit) for pair in zip(latest, times, strict=True)]
         verdict = self.judge(inner, call, state, runs)
-        compute = [
-            not fit or self.must_compute(run, limit)
-            for fit, run in zip(verdict.fits, runs, strict=True)
-        ]
+        free = [not self.must_compute(run, limit) for run in runs]
+        compute = [not (fit and may) for fit, may in zip(verdict.fits, free, strict=True)]
+        verdict = note_tries(verdict, free)
         if self.agree:
             compute = agree_on(compute, call.x.device)
         after = self.run(verdict, compute, state)
         whole.put(rows, state)
+        self.tell_idle(request, find_ended(latest, state.runs, limit))
         if any(run.repeats >= MANY for run in runs):
             self.tell(
                 f"{self.name!r} got the same timestep twice in a row again and again, and computes "
@@ -285,8 +305,9 @@ class StepCache(Stage):
                 name: extend_terms(state.terms.get(name), change, update, self.orders)
                 for name, change in measure_change(part, before).items()
             }
-        for sample in chosen:
-            runs[sample] = runs[sample].after_compute(self.orders)
+        for sample, flag in enumerate(compute):
+            run = runs[sample]
+            runs[sample] = run.after_compute(self.orders) if flag else run.after_reuse()
         # only now, so that blocks that failed leave everything as it was
         state.signal = self.keep_signal(state.signal, verdict.signal, rows)
         state.terms, state.runs = terms, list(runs)
@@ -296,11 +317,53 @@ class StepCache(Stage):
         """Return what the blocks would add to each sequence."""
         return {name: predict_terms(terms, runs) for name, terms in state.terms.items()}
 
-    def tell(self, message: str) -> None:
-        """Warn once."""
-        if message not in self.told:
-            self.told |= {message}
+    def end_walks(self, request: str | None) -> None:
+        """Look back at walks of a request whose end could not be told from their steps."""
+        if self.book.steps.get(request, self.steps) is None:
+            self.tell_idle(request, self.book.list_runs(request))
+
+    def tell_idle(self, request: str | None, ended: Sequence[SampleRun]) -> None:
+        """Say once that nothing was reused, where that is so.
+
+        Args:
+            request: whose steps they are.
+            ended: samples whose walk is over.
+        """
+        if not ended or not self.wants_reuse:
+            return
+        walk = find_idle(ended, self.book.list_runs(request))
+        if walk is not None:
+            self.tell(
+                f"{self.name!r} computed all {walk.steps} steps of a walk and reused none: "
+                f"{self.explain_idle(walk)}",
+                "idle",
+            )
+
+    def tell(self, message: str, about: str = "") -> None:
+        """Warn once.
+
+        Args:
+            message: what to say.
+            about: what it is about, where the message is not always the same.
+        """
+        if (about or message) not in self.told:
+            self.told |= {about or message}
             warnings.warn(message, IdleCacheWarning, stacklevel=2)
+
+
+def note_tries(verdict: Verdict, free: Sequence[bool]) -> Verdict:
+    """Return a verdict whose samples know which steps might have been reused.
+
+    Args:
+        verdict: what a cache found.
+        free: which samples may be reused.
+    """
+    distances = verdict.distances or (None,) * len(free)
+    runs = [
+        run.after_try(distance) if may else run
+        for run, distance, may in zip(verdict.runs, distances, free, strict=True)
+    ]
+    return replace(verdict, runs=runs)
 
 
 def find_owner(call: BlockCall) -> tuple[str | None, Branches]:

@@ -60,6 +60,11 @@ class TaylorSeer(StepCache):
         """Return interval and order."""
         return {"interval": self.interval, "order": self.order}
 
+    @property
+    def wants_reuse(self) -> bool:
+        """Whether a step may be reused at all."""
+        return self.interval > 1
+
     def judge(
         self, inner: BlockRange, call: BlockCall, state: CacheState, runs: Sequence[SampleRun]
     ) -> Verdict:

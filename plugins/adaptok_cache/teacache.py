@@ -15,6 +15,7 @@ from adaptok_cache.book import CacheState
 from adaptok_cache.distances import relative_change
 from adaptok_cache.fitting import DEGREE, PairLog, check_degree, fit_steps
 from adaptok_cache.history import spread_cells
+from adaptok_cache.idling import IdleWalk, explain_distance
 from adaptok_cache.runs import SampleRun
 from adaptok_cache.stage import StepCache, Verdict
 
@@ -154,7 +155,20 @@ class TeaCache(StepCache):
             step = evaluate_polynomial(self.coefficients, distance)
             moved.append(replace(run, distance=run.distance + (0.0 if step < 0 else step)))
         fits = [run.distance < self.threshold for run in moved]
-        return Verdict(call, inner, fits, moved, signal.clone())
+        distances = [run.distance for run in moved]
+        return Verdict(call, inner, fits, moved, signal.clone(), distances)
+
+    @property
+    def wants_reuse(self) -> bool:
+        """Whether a step may be reused at all."""
+        return self.threshold > 0
+
+    def explain_idle(self, walk: IdleWalk) -> str:
+        """Say how far the threshold was from reusing a step (see `StepCache.explain_idle`)."""
+        if not walk.tried:
+            return super().explain_idle(walk)
+        advice = ", or fit the polynomial to this model by `adaptok.calibrate`"
+        return explain_distance(walk.nearest, self.threshold, advice)
 
     def find_signal(self, call: BlockCall) -> Float[Tensor, "b ..."]:
         """Return what is compared from step to step."""

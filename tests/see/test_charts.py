@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from adaptok_exit.confidence import ConfidenceExit
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from see_figures import assert_tidy, words_of
 
@@ -143,6 +144,24 @@ class TestBudgets:
         legend = tokens.get_legend()
         assert [text.get_text() for text in legend.get_texts()] == ["dc", "random"]
         assert tokens.lines[-1].get_color() == QUIET
+        assert_tidy(figure)
+
+    @pytest.mark.parametrize(("size", "moved"), [(1.0, False), (1e-5, True), (-123456.0, True)])
+    def test_the_label_stays_inside_beside_long_numbers(self, size, moved):
+        points = tuple(
+            see.CostPoint(f"keep {k}", 64 * k, 2 * k, 3 + 5 * k, size * (1 + k / 50))
+            for k in (1, 0.5)
+        )
+        figure = see.show_budgets([see.CostCurve("dc", points)], quality="a distance")
+        first, second, last = figure.axes
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        label = first.yaxis.get_tightbbox(renderer)
+        assert label.x0 > 10, "the label would be cut"
+        assert label.y0 > 0
+        assert not first.yaxis.get_offset_text().get_text(), "it would lie under the legend"
+        assert (first.get_position().x0 * 1240 > 153) == moved
+        assert last.get_position().x1 == pytest.approx(1208 / 1240, abs=2e-3)
+        assert first.get_position().x1 < second.get_position().x0
         assert_tidy(figure)
 
     def test_curves_differ_without_colour(self):
