@@ -14,9 +14,9 @@ from adaptok.blocks import find_adaptive
 from adaptok.budgets import AMOUNTS
 from adaptok.cli.building import build_model
 from adaptok.cli.drawing import choose_device
+from adaptok.cli.opening import is_reference, open_trained
 from adaptok.cli.terminal import out, show_progress
 from adaptok.dc.config import DCDiTConfig
-from adaptok.dc.folder import CARD_FILE
 from adaptok.dc.model import DCDiT
 from adaptok.errors import AdaptokError, BudgetError, ConfigError, DtypeError
 from adaptok.hosts import HostInputs
@@ -26,7 +26,6 @@ from adaptok.measure.subjects import BUDGET_NAMES, read_budgets
 from adaptok.optional import import_optional
 from adaptok.tracing import plain
 from adaptok.wrapping import wrap
-from adaptok.zoo.models import TRAINING_OUTPUT, list_zoo_models, load_zoo_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STDOUT = Path("-")
@@ -217,18 +216,11 @@ def naming_size(size: int | None) -> Iterator[None]:
         raise ConfigError(f"the model does not run with --size {size}: {said}") from error
 
 
-def is_reference(name: str) -> bool:
-    """Say whether a name or folder means a model of adaptok's own."""
-    folder = Path(name).expanduser()
-    cards = (folder / CARD_FILE, folder / TRAINING_OUTPUT / CARD_FILE)
-    return name in list_zoo_models() or any(card.is_file() for card in cards)
-
-
 def open_reference(
     asked: Measuring, device: torch.device, dtype: torch.dtype
 ) -> tuple[nn.Module, HostInputs]:
     """Load a trained DCDiT, with noise, times and labels in turn."""
-    trained = load_zoo_model(asked.model)
+    trained = open_trained(asked.model)
     config = trained.model.config
     if not isinstance(trained.model, DCDiT) or not isinstance(config, DCDiTConfig):
         raise ConfigError(f"{asked.model} is a fixed-patch DiT: it has no tokens to save")

@@ -5,20 +5,14 @@ from typing import Annotated
 
 import typer
 
+from adaptok.cli.options import RoutedModel
+
 
 def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for pictures, report.html, summary.json.")
     ] = Path("demo"),
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FOLDER",
-            help="A shipped model or a folder of your own; it needs a router.",
-        ),
-    ] = "dcdit-emoji32",
+    model: RoutedModel = "dcdit-emoji32",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first image.")] = 0,
     steps: Annotated[int, typer.Option(min=2, help="Sampling steps of each image.")] = 20,
     train_steps: Annotated[

@@ -12,8 +12,9 @@ def doctor(
         str,
         typer.Argument(
             metavar="NAME|FOLDER",
-            help="A timm name such as vit_small_patch16_224, or a folder with the config.json of a "
-            "model of transformers or diffusers (of a pipeline, its transformer is taken).",
+            help="A timm name such as vit_small_patch16_224, a folder with the config.json of a "
+            "model of transformers or diffusers (of a pipeline, its transformer), or a model of "
+            "adaptok's own: the name of one that ships with it, or its folder.",
         ),
     ],
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -24,19 +25,20 @@ def doctor(
 ) -> None:
     """Say whether a model can be wrapped, what works in it, and what a wrap costs.
 
-    The model is made with random weights: nothing is downloaded, and speed does not depend on
-    them. Ends with exit code 1 if the model cannot be wrapped.
+    A model of another library is made with random weights: nothing is downloaded, and speed does
+    not depend on them. Of a DC-DiT, which chooses its tokens itself, it says which stages work
+    around its blocks. Ends with exit code 1 if the model cannot be wrapped.
 
     Example: `adaptok doctor vit_small_patch16_224`
     """
-    from adaptok.cli.building import build_model
     from adaptok.cli.drawing import choose_device
+    from adaptok.cli.examining import examine
+    from adaptok.cli.opening import open_any
     from adaptok.cli.terminal import FAILED, show_waiting
-    from adaptok.doctoring import doctor as examine
 
     place = choose_device(device)
     with show_waiting(f"trying what works in {model}"):
-        report = examine(build_model(model).to(place), repeats=repeats)
+        report = examine(open_any(model).to(place), repeats)
     # as text, without markup or wrapping: a reader may be a program
     typer.echo(report.to_json() if json else str(report))
     if not report.ok:

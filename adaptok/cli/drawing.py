@@ -12,17 +12,18 @@ from rich.table import Table
 from torch import Tensor
 
 from adaptok.budgets import Budget
+from adaptok.cli.autoencoders import open_decoder
+from adaptok.cli.opening import open_trained
 from adaptok.cli.pictures import name_label, objective_of, read_label
 from adaptok.cli.terminal import err, out, show_progress
 from adaptok.dc.baseline import refuse_budget
 from adaptok.dc.config import DiTConfig
 from adaptok.dc.folder import ModelCard, TrainedModel
-from adaptok.errors import ConfigError, DeviceError, StorageError
+from adaptok.errors import BudgetError, ConfigError, DeviceError, StorageError
 from adaptok.measure import MeasuredSamples, measure_sampling
 from adaptok.optional import import_optional
 from adaptok.see import SampleRow, draw_sample_grid, save_figure
-from adaptok.train.decoding import Decoder, make_decoder
-from adaptok.zoo.models import load_zoo_model
+from adaptok.train.decoding import Decoder
 
 PER_ROW = 8
 FAST_SCHEDULER = {"hybrid": "dpm", "flow": "flow-euler"}
@@ -54,6 +55,8 @@ class SampleOptions:
     def describe_budget(self) -> str:
         """Say the budget and the guidance in words, or raise a `BudgetError`."""
         Budget(keep=self.keep, tokens=self.tokens, drop=self.drop)  # refuses what is out of range
+        if self.uncond_drop is not None and not 0 <= self.uncond_drop < 1:
+            raise BudgetError(f"--uncond-drop is a fraction in [0, 1), got {self.uncond_drop:g}")
         given = {"keep": self.keep, "tokens": self.tokens, "drop": self.drop}
         words = [f"{name} {amount:g}" for name, amount in given.items() if amount is not None]
         words = words or ["natural budget"]
@@ -75,11 +78,11 @@ def draw_samples(options: SampleOptions) -> None:
     """
     words = options.describe_budget()  # refuses a wrong budget before anything is loaded
     refuse_file_options(options)
-    trained = load_zoo_model(options.model)
+    trained = open_trained(options.model)
     if isinstance(trained.model.config, DiTConfig):
         refuse_budget(options.drop, options.keep, options.tokens)
     device = choose_device(options.device)
-    decoder = make_decoder(trained, device, options.vae)
+    decoder = open_decoder(trained, device, options.vae)
     trained.model.to(device)
     labels = [read_label(text, trained) for text in options.labels]
     labels = labels or list(range(min(trained.model.config.num_classes, PER_ROW)))

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import typer
 
+from adaptok.cli.autoencoders import open_autoencoder
 from adaptok.cli.drawing import choose_device
 from adaptok.cli.terminal import INTERRUPTED, describe_seconds, err, out, show_progress
 from adaptok.train.encoding import EncodeSummary, check_places, encode_folder
 from adaptok.train.paper import IMAGE_SIZES
 from adaptok.train.shards import EncodeOptions
-from adaptok.train.vae import load_autoencoder
 
 NAMED = 20  # image files left out that are printed
 
@@ -33,7 +33,7 @@ def run_encoding(
     """
     place = choose_device(device)
     check_places(folder, output)
-    autoencoder = load_autoencoder(vae).to(place)
+    autoencoder = open_autoencoder(vae, place)
     started = time.monotonic()
     try:
         with show_progress("encoding", 1) as bar:

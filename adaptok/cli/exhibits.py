@@ -24,6 +24,7 @@ from adaptok.see import (
 )
 from adaptok.train.config import TrainConfig, fit_model_to_data
 from adaptok.train.data import load_emoji
+from adaptok.train.decoding import make_decoder
 from adaptok.train.pixels import space_to_depth, to_latent
 from adaptok.train.progress import StepReport
 from adaptok.train.trainer import train
@@ -64,8 +65,9 @@ def show_report(tour: Tour, trained: TrainedModel, drawn: Drawn) -> Path:
     """Write the report: the same samples under each budget, step by step, cell by cell."""
     known = [name_label(label, trained.card) for label in drawn.labels]
     chosen = [known.index(name) for name in REAL_IMAGES if name in known] or [0]
+    decoder = make_decoder(trained)
     runs = [
-        make_run(row.setting.name, row.measured, given, trained, chosen)
+        make_run(row.setting.name, row.measured, given, trained, decoder, chosen)
         for row, given in zip(drawn.rows, drawn.given, strict=True)
         if row.setting.runs == 1
     ]

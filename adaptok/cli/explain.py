@@ -10,8 +10,9 @@ def explain(
         str,
         typer.Argument(
             metavar="NAME|FOLDER",
-            help="A timm name such as vit_small_patch16_224, or a folder with the config.json of a "
-            "model of transformers or diffusers.",
+            help="A timm name such as vit_small_patch16_224, a folder with the config.json of a "
+            "model of transformers or diffusers, or a model of adaptok's own: the name of one "
+            "that ships with it, or its folder.",
         ),
     ],
     stack: Annotated[
@@ -29,21 +30,20 @@ def explain(
 ) -> None:
     """Say in which order stages run in a model, where they act, and why; or why they cannot.
 
-    The model is made with random weights and not run. Ends with exit code 2 if the stages cannot
-    run together; the message names the nearest stack that can.
+    The model is not run, and one of another library is made with random weights. A DC-DiT has its
+    own router and chunker; stages stand around the blocks behind them. Ends with exit code 2 if
+    the stages cannot run together; the message names the nearest stack that can.
 
     Example: `adaptok explain vit_small_patch16_224 dc tome:r=8 exit`
     """
-    from adaptok.cli.building import build_model
+    from adaptok.cli.opening import open_any
     from adaptok.cli.terminal import show_waiting
     from adaptok.explaining import explain as explain_model
     from adaptok.wrapping import wrap
 
     stages = [read_stage(text) for text in stack]
     with show_waiting(f"making {model}"):
-        explanation = explain_model(
-            wrap(build_model(model), stack=stages, budget=keep, verify=False)
-        )
+        explanation = explain_model(wrap(open_any(model), stack=stages, budget=keep, verify=False))
     # as text, without markup or wrapping: a reader may be a program
     typer.echo(explanation.to_json() if json else str(explanation))
 

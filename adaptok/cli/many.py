@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 import torch
 from rich.table import Table
 
+from adaptok.cli.autoencoders import open_decoder
 from adaptok.cli.drawing import DEFAULT_STEPS, FAST_SCHEDULER, SampleOptions, choose_device
+from adaptok.cli.opening import open_trained
 from adaptok.cli.pictures import objective_of, read_label
 from adaptok.cli.terminal import Bar, describe_seconds, err, out, show_progress
 from adaptok.dc.baseline import refuse_budget
 from adaptok.dc.config import DiTConfig
 from adaptok.errors import ConfigError
 from adaptok.train.batches import Share
-from adaptok.train.decoding import make_decoder
 from adaptok.train.processes import Processes
 from adaptok.train.sample_plan import SamplePlan
 from adaptok.train.sample_store import SampleStore
@@ -26,7 +27,6 @@ from adaptok.train.sampling_run import (
     draw_to_file,
     hash_model,
 )
-from adaptok.zoo.models import load_zoo_model
 
 BATCH = 32
 SILENCE = 30.0  # seconds between two lines outside of a terminal
@@ -140,11 +140,11 @@ def make_painter(options: SampleOptions, device: torch.device) -> Painter:
     Raises:
         AdaptokError: an option does not fit the model.
     """
-    trained = load_zoo_model(options.model)
+    trained = open_trained(options.model)
     if isinstance(trained.model.config, DiTConfig):
         refuse_budget(options.drop, options.keep, options.tokens)
     objective = objective_of(trained.card)
-    decoder = make_decoder(trained, device, options.vae)
+    decoder = open_decoder(trained, device, options.vae)
     height, width = decoder.size(trained.model.config.grid)
     scheduler = options.scheduler or FAST_SCHEDULER[trained.card.objective]
     labels = tuple(read_label(text, trained) for text in options.labels)

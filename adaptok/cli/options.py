@@ -14,6 +14,15 @@ MeasuredModel = Annotated[
         "adaptok, or its folder.",
     ),
 ]
+RoutedModel = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FOLDER",
+        help="A shipped model or a folder of your own; it needs a router.",
+    ),
+]
 VisionModel = Annotated[
     str,
     typer.Argument(
@@ -28,6 +37,15 @@ Chunker = Annotated[
 Router = Annotated[
     str | None,
     typer.Option(help="Router, by name. Default: that of the chunker.", show_default=False),
+]
+Autoencoder = Annotated[
+    str | None,
+    typer.Option(
+        "--vae",
+        metavar="FOLDER|NAME",
+        help="The autoencoder of a model of latents. Default: where its card says.",
+        show_default=False,
+    ),
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Samples of a call.")]
 Size = Annotated[

@@ -5,20 +5,14 @@ from typing import Annotated
 
 import typer
 
+from adaptok.cli.options import Autoencoder, RoutedModel
+
 
 def report(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The HTML file.")
     ] = Path("report.html"),
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FOLDER",
-            help="A shipped model or a folder of your own; it needs a router.",
-        ),
-    ] = "dcdit-emoji32",
+    model: RoutedModel = "dcdit-emoji32",
     label: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,11 +45,13 @@ def report(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first sample.")] = 0,
+    vae: Autoencoder = None,
 ) -> None:
     """Write one HTML file with sliders over steps and budgets. Takes half a minute on a CPU.
 
     Point at a cell, or move with the arrow keys, to see which token stands for it. The file needs
-    no network and can be sent to anybody.
+    no network and can be sent to anybody. What a model of latents is given and sees is decoded,
+    step by step; that takes longer than drawing.
 
     Example: `adaptok report --drop 0 --drop 0.5 --label food --output food.html`
     """
@@ -70,5 +66,6 @@ def report(
             keeps=tuple(keep or ()),
             steps=steps,
             seed=seed,
+            vae=vae,
         )
     )

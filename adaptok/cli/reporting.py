@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adaptok.budgets import Budget
+from adaptok.cli.autoencoders import open_decoder
 from adaptok.cli.drawing import FAST_SCHEDULER
-from adaptok.cli.pictures import name_label, objective_of, read_label, record_inputs, to_pixels
+from adaptok.cli.opening import open_routed
+from adaptok.cli.pictures import name_label, objective_of, read_label, record_inputs
 from adaptok.cli.terminal import out, show_progress
-from adaptok.dc.config import DCDiTConfig
-from adaptok.dc.folder import ModelCard, TrainedModel
+from adaptok.dc.folder import TrainedModel
 from adaptok.dc.nearest import find_nearest
 from adaptok.diffusion import SampleStep
 from adaptok.errors import ConfigError
@@ -22,7 +23,7 @@ from adaptok.measure import MeasuredSamples, measure_sampling
 from adaptok.measure.flops import count_flops
 from adaptok.see.report import write_runs
 from adaptok.see.report_runs import ReportRun, ReportStep, own_of_nearest, read_batch
-from adaptok.zoo.models import load_zoo_model
+from adaptok.train.decoding import Decoder
 
 DROPS = (0.0, 0.3, 0.6)
 SAMPLES = 4
@@ -45,6 +46,7 @@ class Reporting:
     keeps: tuple[float, ...] = ()
     steps: int = 20
     seed: int = 0
+    vae: str | None = None
 
     def list_budgets(self) -> dict[str, dict[str, Any]]:
         """Return the budgets by their names, or raise a `BudgetError`."""
@@ -68,31 +70,24 @@ def make_report(asked: Reporting) -> None:
         AdaptokError: an option does not fit the model, or the file cannot be written.
     """
     budgets = asked.list_budgets()
-    trained = load_zoo_model(asked.model)
-    if not isinstance(trained.model.config, DCDiTConfig):
-        raise ConfigError(
-            f"the report shows a model with a router, and {asked.model!r} is a fixed-patch DiT: "
-            "choose a DC-DiT with --model"
-        )
-    if trained.card.image_size is None:
-        raise ConfigError(
-            f"the report shows pixels, and {asked.model!r} draws latents for a decoder: collect "
-            "traces with adaptok.trace, decode, and call adaptok.see.write_report"
-        )
+    trained = open_routed(asked.model, "the report")
     labels = [read_label(text, trained) for text in asked.labels] or choose_labels(trained)
     if len(labels) > MOST_SAMPLES:
         raise ConfigError(f"a report has at most {MOST_SAMPLES} samples, got {len(labels)}")
-    trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    decoder = open_decoder(trained, device, asked.vae)
+    trained.model.to(device)
     options: dict[str, Any] = {
         "objective": objective_of(trained.card),
         "scheduler": FAST_SCHEDULER[trained.card.objective],
-        "clip": 1.0,
+        "clip": decoder.clip,
         "seed": asked.seed,
     }
     runs, total = [], asked.steps * len(budgets)
     with show_progress("drawing", total) as bar:
         measure_sampling(trained.model, labels[:1], **{**options, "steps": 2})  # the first is slow
         for place, (name, budget) in enumerate(budgets.items()):
+            bar.describe("drawing")
             with record_inputs(trained.model) as inputs:
                 measured = measure_sampling(
                     trained.model,
@@ -104,7 +99,9 @@ def make_report(asked: Reporting) -> None:
                     **budget,
                     **options,
                 )
-            runs.append(make_run(name, measured, inputs, trained))
+            if decoder.weights:
+                bar.describe(f"decoding {name}")
+            runs.append(make_run(name, measured, inputs, trained, decoder))
     names = [name_label(label, trained.card) for label in labels]
     path = write_sampling(asked.output, runs, names, Path(asked.model).name, trained)
     out.print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
@@ -145,6 +142,7 @@ def make_run(
     measured: MeasuredSamples,
     inputs: Sequence[Float[Tensor, "b c h w"]],
     trained: TrainedModel,
+    decoder: Decoder,
     chosen: Sequence[int] | None = None,
 ) -> ReportRun:
     """Turn drawn samples into a run of a report.
@@ -154,6 +152,7 @@ def make_run(
         measured: the samples, drawn without guidance.
         inputs: what the model was given in each step.
         trained: the model.
+        decoder: makes pixels of what it draws.
         chosen: which samples to show; None shows all.
     """
     samples = measured.samples
@@ -161,14 +160,14 @@ def make_run(
     grid = samples.steps[0].grid
     assert grid is not None
     steps = [
-        make_step(step, inputs[number][rows], rows, number, measured, trained)
+        make_step(step, inputs[number][rows], rows, number, measured, trained, decoder)
         for number, step in enumerate(samples.steps)
     ]
     return ReportRun(
         name,
         grid,
         tuple(steps),
-        read_batch(to_pixels(samples.latents, trained.card)[rows]),
+        read_batch(decoder.decode(samples.latents[rows])),
         sum(measured.cost.tokens) / len(measured.cost.tokens),
         measured.cost.gflops,
         measured.cost.ms,
@@ -182,29 +181,25 @@ def make_step(
     number: int,
     measured: MeasuredSamples,
     trained: TrainedModel,
+    decoder: Decoder,
 ) -> ReportStep:
     """Turn one step of sampling into one of a report."""
     assert step.keep_mask is not None
     assert step.keep_prob is not None
     assert step.grid is not None
     assert step.kept is not None
-    b, card = step.keep_mask.shape[0], trained.card
+    b = step.keep_mask.shape[0]
     mask = step.keep_mask[rows].cpu()
     token = own_of_nearest(mask, find_nearest(mask, step.grid))
     flops = count_flops(trained.model.config, step.grid, step.kept.tolist())
     return ReportStep(
         f"{number + 1} of {len(measured.samples.steps)}, noise {step.time / 1000:.0%}",
-        show_latents(given, card),
+        read_batch(decoder.decode(given)),
         token.numpy(),
         mask.numpy(),
         tuple(int(count) for count in step.kept[rows]),
         step.keep_prob[rows].float().cpu().numpy(),
-        show_latents(step.x0[rows], card),
+        read_batch(decoder.decode(step.x0[rows])),
         flops / 1e9 / b,
         measured.step_ms[number] / b,
     )
-
-
-def show_latents(latents: Float[Tensor, "b c h w"], card: ModelCard) -> Any:  # noqa: ANN401
-    """Return what a pixel model is given or sees, as pixels with their channels last."""
-    return read_batch(to_pixels(latents, card))

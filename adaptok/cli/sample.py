@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from adaptok.cli.options import Autoencoder
+
 FILE = "One file"
 
 
@@ -107,15 +109,7 @@ def sample(
             help="Folder for the images, or one file for all of them.",
         ),
     ] = Path("samples"),
-    vae: Annotated[
-        str | None,
-        typer.Option(
-            "--vae",
-            metavar="FOLDER|NAME",
-            help="The autoencoder of a model of latents. Default: where its card says.",
-            show_default=False,
-        ),
-    ] = None,
+    vae: Autoencoder = None,
     classes: Annotated[
         Classes | None,
         typer.Option(

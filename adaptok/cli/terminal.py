@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from typer.core import TyperGroup
 
+from adaptok.cli.wording import speak_options
 from adaptok.errors import AdaptokError, StorageError
 
 out = Console(highlight=False)
@@ -39,10 +40,10 @@ class SpeakingGroup(TyperGroup):
         except BrokenPipeError:
             raise  # the reader has left, typer knows what to do
         except StorageError as error:
-            say_error(error)
+            say_error(speak_options(str(error), self.list_options(ctx)))
             raise typer.Exit(FAILED) from None
         except AdaptokError as error:
-            say_error(error)
+            say_error(speak_options(str(error), self.list_options(ctx)))
             raise typer.Exit(BAD_INPUT) from None
         except OSError as error:
             say_error(f"a file cannot be read or written: {error}")
@@ -52,6 +53,15 @@ class SpeakingGroup(TyperGroup):
                 raise
             say_error("the GPU has too little free memory: take a smaller batch or a smaller model")
             raise typer.Exit(FAILED) from None
+
+    def list_options(self, ctx: Any) -> dict[str, str]:  # noqa: ANN401
+        """Return the options of the command that ran, by their Python names."""
+        command = self.commands.get(ctx.invoked_subcommand or "")
+        found = {
+            parameter.name: next((name for name in parameter.opts if name.startswith("--")), None)
+            for parameter in (command.params if command is not None else ())
+        }
+        return {name: long for name, long in found.items() if name and long}
 
 
 def say_error(message: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from adaptok.cli.autoencoders import is_of_pixels
 from adaptok.cli.drawing import FAST_SCHEDULER, make_folder
 from adaptok.cli.exhibits import (
     show_curves,
@@ -17,14 +18,13 @@ from adaptok.cli.exhibits import (
     show_training,
     show_trajectory,
 )
+from adaptok.cli.opening import open_routed
 from adaptok.cli.pictures import make_curve
 from adaptok.cli.settings import Row, Tour, draw_rows
 from adaptok.cli.terminal import describe_seconds, out
-from adaptok.dc.config import DCDiTConfig
 from adaptok.dc.folder import TrainedModel
 from adaptok.errors import ConfigError
 from adaptok.storage import save_json
-from adaptok.zoo.models import load_zoo_model
 
 QUARTERS = {"noisiest": (0.75, 1.0), "cleanest": (0.0, 0.25)}
 
@@ -39,11 +39,11 @@ def give_tour(tour: Tour) -> None:
         AdaptokError: the model cannot be used, or a file cannot be written.
     """
     started = time.monotonic()
-    trained = load_zoo_model(tour.model)
-    if not isinstance(trained.model.config, DCDiTConfig):
+    trained = open_routed(tour.model, "the demo")
+    if not is_of_pixels(trained):
         raise ConfigError(
-            f"the demo shows a model with a router, and {tour.model!r} is a fixed-patch "
-            "DiT: choose a DC-DiT with --model"
+            f"the demo shows emoji in pixels, and {tour.model!r} works on latents: "
+            "`adaptok report` and `adaptok sample` take it, with --vae for its autoencoder"
         )
     trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
     make_folder(tour.output)

@@ -199,6 +199,16 @@ def train(
     ratio_weight: Annotated[
         float | None, option(RECIPE, "Weight of the ratio loss.", 0.03, min=0)
     ] = None,
+    ratio_group: Annotated[
+        int | None,
+        option(
+            RECIPE,
+            "Images whose mean the ratio loss takes; more, and single images may keep more or "
+            "less. Divides the images that a process sees at once.",
+            16,
+            min=1,
+        ),
+    ] = None,
     precision: Annotated[
         Precision | None, option(RUN, "no is float32; bf16 suits GPUs and new CPUs.", "no")
     ] = None,

@@ -7,7 +7,9 @@ import pytest
 from chromium import start_browser
 from PIL import Image
 
+from adaptok import DCDiT, DCDiTConfig
 from adaptok.cli.exhibits import REAL_IMAGES
+from adaptok.dc.folder import ModelCard, save_model
 
 PICTURES = (
     "1_samples_by_budget.png",
@@ -92,6 +94,15 @@ def test_output(demo):
         assert name in result.output
     for word in ("GFLOPs", "ms", "drop 0.6", "noisiest quarter", "cleanest quarter", "done in"):
         assert word in result.output
+
+
+def test_model_of_latents_is_refused(run, tmp_path):
+    config = DCDiTConfig(hidden_size=32, depth=1, num_heads=2, latent_size=4, num_classes=2)
+    save_model(DCDiT(config).eval(), ModelCard(), tmp_path / "model")
+    result = run("demo", "--model", tmp_path / "model", "--output", tmp_path / "demo")
+    assert result.exit_code == 2
+    assert "works on latents: `adaptok report` and `adaptok sample` take it" in result.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 def test_fixed_patch_model_is_refused(run, fixed_folder, tmp_path):

@@ -79,6 +79,24 @@ class TestCommand:
         assert "BertModel: cannot be wrapped" in done.stdout
         assert "encoder.layer (2)" in done.stdout
 
+    def test_of_a_model_that_chooses_its_tokens_itself(self, run, model_folder):
+        done = run(model_folder, "--json")
+        assert done.exit_code == 0, done.output
+        content = json.loads(done.stdout)
+        assert content["ok"]
+        assert (content["backbone"], content["blocks"]) == ("dcdit", 1)
+        assert "it has a router and a chunker of its own" in content["note"]
+        reasons = {fit["name"]: fit["reason"] for fit in content["fits"]}
+        assert {fit["kind"] for fit in content["fits"]} == {"stage"}
+        assert reasons["tome"] == ""
+        assert "between attention and MLP" in reasons["evit"]
+
+    def test_of_a_baseline_of_adaptok(self, run, fixed_folder):
+        done = run(fixed_folder)
+        assert done.exit_code == 0, done.output
+        assert "adaptok.dc.baseline.DiT: can be wrapped" in done.stdout
+        assert "x the time" in done.stdout
+
     @pytest.mark.parametrize(
         ("name", "message"),
         [

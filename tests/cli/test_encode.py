@@ -87,6 +87,8 @@ def test_interrupted(run, tmp_path, images, vae, monkeypatch):
         (["{empty}", "--vae", "{vae}"], "holds no image: put images"),
         (["nowhere", "--vae", "{vae}"], "nowhere is no folder: give a folder of images"),
         (["{images}", "--vae", "./none"], "there is no folder ./none of an autoencoder"),
+        (["{images}", "--vae", "nosuchvae"], "there is no folder 'nosuchvae' of an autoencoder"),
+        (["{images}", "--vae", "a b/c!"], "and it is no name of the hub: give a folder that"),
         (
             ["{images}", "--vae", "{vae}", "--size", "60"],
             "one cell of 8 x 8 pixels, so give a",
@@ -111,7 +113,7 @@ def test_one_class_is_refused_unless_no_class_is_dropped(run, tmp_path, vae):
     train = ["train", "--config", "paper/S-256", "--data", tmp_path / "c", "-o", tmp_path / "run"]
     result = run(*train, *TINY, "--steps", 1)
     assert result.exit_code == 2
-    assert "has one class, and class_dropout=0.1" in result.stderr
+    assert "has one class, and --class-dropout=0.1" in result.stderr
     assert not (tmp_path / "run").exists()
     result = run(*train, *TINY, "--steps", 1, "--class-dropout", 0)
     assert result.exit_code == 0, result.output
@@ -121,7 +123,7 @@ def test_another_resolution_than_the_published_one_is_refused(run, tmp_path, ima
     assert run("encode", images, "--vae", vae, "--size", 64, "-o", tmp_path / "c").exit_code == 0
     result = run("train", "--config", "paper/S-256", "--data", tmp_path / "c", "-o", tmp_path / "r")
     assert result.exit_code == 2
-    assert "are of images of 64 px and image_size is 256: encode with --size 256" in result.stderr
+    assert "are of images of 64 px and --image-size is 256: encode with --size 256" in result.stderr
 
 
 def test_another_autoencoder_than_the_run_began_with_is_refused(run, tmp_path, images, vae):

@@ -18,6 +18,16 @@ def test_order_and_options(run):
     assert "restore='update'" in result.output
 
 
+def test_shipped_model(run):
+    result = run("explain", "dcdit-emoji32", "tome:r=4", "teacache")
+    assert result.exit_code == 0, result.output
+    assert "DCDiT (dcdit), stages around the blocks 0 to 6 of 7" in result.output
+    assert result.output.index("teacache (time)") < result.output.index("tome (tokens)")
+    result = run("explain", "dcdit-emoji32", "dc")
+    assert result.exit_code == 2
+    assert "adaptok.DCDiT has a chunker of its own" in " ".join(result.output.split())
+
+
 def test_json(run):
     result = run("explain", MODEL, "evit", "--json")
     stages = json.loads(result.stdout)["stages"]

@@ -70,9 +70,14 @@ def test_fixed_patch_model(run, fixed_folder, tmp_path):
         (["--label", "cheese"], "the label 'cheese' is no class"),
         (["--label", "9"], "there is no class 9"),
         (["--drop", "1.5"], "drop is a fraction in [0, 1), got 1.5"),
+        (["--guidance", "nan", "--steps", "2"], "error: --guidance needs a number, got nan"),
         (["--drop", "0.1", "--keep", "0.5"], "exclude each other"),
         (["--tokens", "999", "--steps", "2"], "more than the 256 cells"),
-        (["--uncond-drop", "0.5"], "no effect without an unconditional half"),
+        (
+            ["--uncond-drop", "0.5", "--label", "0"],
+            "error: --uncond-drop has no effect without an unconditional half: set --guidance to",
+        ),
+        (["--uncond-drop", "1.5"], "error: --uncond-drop is a fraction in [0, 1), got 1.5"),
         (["--scheduler", "ddpm"], "this model was trained for 'flow'"),
         (["--scheduler", "euler"], "there is no scheduler 'euler'"),
         (["--device", "toaster"], "there is no device 'toaster'"),
@@ -85,6 +90,34 @@ def test_bad_input(run, model_folder, tmp_path, arguments, message):
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+class TestNoModel:
+    @pytest.mark.parametrize(
+        ("file", "message"),
+        [
+            (None, "(no model.json): give the output folder of `adaptok train`, or a shipped"),
+            ("config.json", "its config.json is of another library, whose models `adaptok doctor"),
+            ("checkpoints/x", "its training has not ended; the same `adaptok train` command goes"),
+        ],
+    )
+    def test_folder(self, run, tmp_path, file, message):
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        if file is not None:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text("{}")
+        result = run("sample", "--model", folder, "--output", tmp_path / "out")
+        assert result.exit_code == 2
+        assert f"there is no trained model in {folder}" in result.stderr
+        assert message in result.stderr
+        assert not (tmp_path / "out").exists()
+
+    def test_file(self, run, tmp_path):
+        (tmp_path / "x.safetensors").write_text("")
+        result = run("sample", "--model", tmp_path / "x.safetensors", "--output", tmp_path / "out")
+        assert result.exit_code == 2
+        assert "is a file, and a model is a folder: give the output folder" in result.stderr
 
 
 def test_budget_for_a_fixed_patch_model(run, fixed_folder, tmp_path):

@@ -71,7 +71,7 @@ def test_interrupted(run, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--data", "nowhere"], "data 'nowhere' is not found"),
-        (["--hidden-size", "100"], "hidden_size=100 is no multiple of num_heads=6"),
+        (["--hidden-size", "100"], "error: --hidden-size=100 is no multiple of --num-heads=6"),
         (["--scale", "S", "--depth", "3"], "leave one of them out"),
         (["--model", "dit", "--target", "4"], "target: this option does not exist"),
         (["--config", "no.json"], "cannot read the configuration no.json"),
@@ -79,8 +79,12 @@ def test_interrupted(run, tmp_path, monkeypatch):
         (["--config", "paper/S-128"], "no published run 'paper/S-128': there are paper/S-256,"),
         (["--config", "paper/S-256"], "'latents/imagenet-256' is no folder of latents: make one"),
         (["--config", "paper/S-256", "--data", "emoji"], "'emoji' is no folder of latents"),
-        (["--image-size", "17"], "image_size=17 is no multiple of space_to_depth=2"),
-        (["--lr", "nan"], "learning_rate"),
+        (["--image-size", "17"], "--image-size=17 is no multiple of --space-to-depth=2"),
+        (["--lr", "nan"], "error: --learning-rate: Input should be"),
+        (["--ema", "1"], "error: --ema: Input should be less than 1"),
+        (["--drop", "1"], "error: --drop: Input should be less than 1"),
+        (["--flow-shift", "2"], '--flow-times and --flow-shift need --objective="flow"'),
+        (["--accumulation", "3"], "--batch-size=256 is no multiple of --accumulation=3"),
         (["--category", "Cheese"], "no category Cheese"),
     ],
 )
@@ -114,6 +118,9 @@ class TestReadConfig:
         TrainConfig(model=DCDiTConfig(scale="B", target=3.0)).to_json_file(file)
         model = read_config(file, {"kind": "dit", "patch_size": 4}).model
         assert model == DiTConfig(scale="S", patch_size=4)
+
+    def test_ratio_group(self):
+        assert read_config(None, {"ratio_group": 8}).ratio_group == 8
 
     def test_unknown_option(self):
         with pytest.raises(ConfigError, match="does not exist"):
@@ -155,6 +162,11 @@ def command_options():
 def test_every_option_exists_in_the_library():
     known = {*TrainConfig.model_fields, *MODEL_OPTIONS, "kind", "output", "config", "fresh"}
     assert {name for name, _ in command_options()} <= known
+
+
+def test_every_option_of_a_run_is_on_the_command_line():
+    elsewhere = {"model", "host", "distill_steps", "latents", "version"}  # `distill`, or the data
+    assert TrainConfig.model_fields.keys() - elsewhere <= {name for name, _ in command_options()}
 
 
 def test_help_tells_the_true_defaults():
