@@ -161,7 +161,8 @@ def trace_cells(
     nested = sorted(last.values(), key=lambda note: rank.get(note.stage.split("+")[0], len(rank)))
     provenance = Provenance.identity(b, n, device)
     for note in nested:
-        provenance = provenance.then(pass_unseen(note.plan))
+        tokens = int(provenance.token.amax()) + 1
+        provenance = provenance.then(pass_unseen(note.plan, tokens))
     return provenance
 
 
@@ -188,12 +189,22 @@ def update_rows(earlier: PlanNote, later: PlanNote) -> PlanNote:
     return replace(later, plan=plan)
 
 
-def pass_unseen(plan: ChunkPlan) -> Provenance:
-    """Return the map of a plan; a sample that the stage never saw keeps all its tokens."""
+def pass_unseen(plan: ChunkPlan, tokens: int) -> Provenance:
+    """Return the map of a plan; a sample that the stage never saw keeps all its tokens.
+
+    Args:
+        plan: what was decided; samples that it is not about have no token in it.
+        tokens: the most that any sample has; one that the stage never saw may have more of them
+            than all that it saw.
+    """
     unseen = ~plan.keep_mask.any(1)
     if not bool(unseen.any()):
         return plan.provenance
-    token: Int[Tensor, "b n"] = plan.provenance.token
+    missing = max(0, tokens - plan.keep_mask.shape[1])
+    token: Int[Tensor, "b n"] = F.pad(plan.provenance.token, (0, missing), value=-1)
     places = torch.arange(token.shape[1], device=token.device).expand_as(token)
     token = torch.where(unseen[:, None], places, token)
-    return Provenance(token, plan.provenance.weight)
+    weight = plan.provenance.weight
+    if weight is not None:
+        weight = torch.where(unseen[:, None], 1.0, F.pad(weight, (0, missing)))
+    return Provenance(token, weight)

@@ -128,6 +128,8 @@ def run_times(options: argparse.Namespace) -> None:
     )
     rows = {}
     for one in COMBINATIONS:
+        print(f"{one.label}: {timings[one.label].median_ms / WALK:.0f} ms", flush=True)
+    for one in COMBINATIONS:
         subject, budget = subjects[one.label]
         with FlopCounterMode(display=False) as counter:
             subject.draw(seeds, labels, **budget)

@@ -8,6 +8,7 @@ import torch
 from reducers import DropOdd, MergeEnd
 
 import adaptok
+from adaptok import Effects, Stage
 from adaptok.errors import StackError, UnsupportedModelError
 from adaptok.testing.models import fill_weights
 
@@ -115,6 +116,30 @@ def test_two_traces_and_a_step_that_is_reused_have_the_cells_too():
         assert step.stages[0] == "dcdit"
         assert step.plans[0].computed.tolist() == [14, 43, 24]
         assert torch.equal(step.provenance.token, same.provenance.token)
+
+
+def test_a_sample_that_no_stage_saw_keeps_its_tokens_beside_shorter_ones():
+    class Skip(Stage):
+        """Runs what is inside on the samples of late steps only, as a cache does."""
+
+        effects = Effects("time")
+
+        def forward(self, inner, call):
+            late = (call.timestep > 100).nonzero().flatten()
+            if len(late) == 0:
+                return call
+            return inner(call)
+
+    model, (x, t, y) = make_model(), make_inputs()
+    adaptok.wrap(model, stack=[Skip(), MergeEnd(r=2)], verify=False)
+    with torch.no_grad(), adaptok.trace(model) as seen:
+        model(x, t, y, keep=[0.9, 0.3, 0.5])  # the first sample, with the most tokens, is skipped
+    (step,) = seen.steps
+    token = step.provenance.token
+    assert torch.equal(token[0], step.plans[0].provenance.token[0])
+    assert int(token[0].max()) == 42
+    assert [int(row.max()) + 1 for row in token[1:]] == step.kept[1:].tolist()
+    assert (step.kept[1:] < torch.tensor([14, 24])).all()
 
 
 def test_guidance_gradients_and_copies():
