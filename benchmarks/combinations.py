@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="combinations by label")
     parser.add_argument("--steps", type=int, default=20, help="Euler steps")
     parser.add_argument("--seeds", type=int, default=3, help="sets of seeds")
-    parser.add_argument("--count", type=int, default=128, help="images of each set")
+    parser.add_argument("--count", type=int, default=96, help="images of each set")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--batches", type=int, default=200, help="of 8 images, to fit with")
     parser.add_argument("--repeats", type=int, default=3)

@@ -86,8 +86,8 @@ class TestErrors:
         ("arguments", "message"),
         [
             (["vit_tinny_patch16_224"], "did you mean 'vit_tiny_patch16_224'?"),
-            ([VIT, "--target-ms", "0"], "target_ms is a finite number above 0, got 0"),
-            ([VIT, "--target-ms", "nan"], "target_ms is a finite number above 0, got nan"),
+            ([VIT, "--target-ms", "0"], "--target-ms is a finite number above 0, got 0"),
+            ([VIT, "--target-ms", "nan"], "--target-ms is a finite number above 0, got nan"),
             ([VIT, "--keep", "1.5"], "keep is a fraction in (0, 1], got 1.5"),
             ([VIT, "--keep", "0.5", "--target-ms", "9"], "exclude each other"),
             ([VIT, "--dtype", "int8"], "--dtype is one of float32"),
