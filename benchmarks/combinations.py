@@ -7,6 +7,7 @@ Steps, each resumes where it stopped:
     python benchmarks/combinations.py fit      # polynomial, thresholds, adapters, routers
     python benchmarks/combinations.py sample   # hours of CPU time, cached by combination and seed
     python benchmarks/combinations.py times    # on a quiet machine
+    python benchmarks/combinations.py groups   # there, too: what a stage costs that does nothing
     python benchmarks/combinations.py tables --output benchmarks/results/combinations.json
 """
 
@@ -146,8 +147,28 @@ def run_times(options: argparse.Namespace) -> None:
     (options.cache / "times.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
 
 
+def run_groups(options: argparse.Namespace) -> None:
+    """Time what it costs that a stage runs samples by their counts: one that does nothing."""
+    seeds, labels = range(800_000, 800_000 + WALK), draw_labels(99, WALK)
+    plain, idle = (Subject.load(options.model, options.steps) for _ in range(2))
+    adaptok.wrap(idle.model, stack=[{"name": "taylorseer", "interval": 1}])
+    timings = measure_interleaved(
+        {
+            f"{name}, {counts}": lambda s=subject, b=budget: s.draw(seeds, labels, **b)
+            for name, subject in (("plain", plain), ("idle", idle))
+            for counts, budget in (("counts differ", {}), ("one count", {"keep": 0.25}))
+        },
+        repeats=options.repeats,
+        warmup=1,
+        device=torch.device("cpu"),
+    )
+    found = {name: timing.median_ms / WALK for name, timing in timings.items()}
+    print(found)
+    (options.cache / "groups.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+
+
 def count_tokens(subject: Subject, one: Combination, seeds: range, labels: list[int]) -> float:
-    """Return the tokens of an image and step that are left behind the blocks, on the mean."""
+    """Return the tokens left behind the blocks, on the mean of the steps in which they ran."""
     if not one.stages:
         drawn = adaptok.diffusion.sample(
             subject.model, labels, objective=adaptok.diffusion.make_objective("flow"),
@@ -157,7 +178,11 @@ def count_tokens(subject: Subject, one: Combination, seeds: range, labels: list[
         return float(torch.stack([step.kept for step in drawn.steps]).float().mean())
     with adaptok.trace(subject.model) as seen:
         subject.draw(seeds, labels, **budget_of(one))
-    return float(torch.stack([step.kept for step in seen.steps]).float().mean())
+    kept = torch.stack([step.kept for step in seen.steps]).float()
+    ran = torch.stack(
+        [step.kept > 0 if step.reused is None else ~step.reused for step in seen.steps]
+    )
+    return float(kept[ran].mean())
 
 
 def count_computed(subject: Subject) -> float:
@@ -204,7 +229,7 @@ def run_tables(options: argparse.Namespace) -> None:
         }
     floor = compare_pairs(held_out, held_out, real).first
     result = {
-        "command": "python benchmarks/combinations.py fit|sample|times|tables",
+        "command": "python benchmarks/combinations.py fit|sample|times|groups|tables",
         "machine": times["machine"],
         "setting": {
             "model": options.model, "steps": options.steps, "scheduler": "flow-euler",
@@ -214,6 +239,7 @@ def run_tables(options: argparse.Namespace) -> None:
         },
         "fitted": fitted.model_dump(),
         "floor": {"held_out": floor.model_dump(), "halves": measure_floor(real).kid.model_dump()},
+        "groups": json.loads((options.cache / "groups.json").read_text(encoding="utf-8")),
         "rows": rows,
     }  # fmt: skip
     Path(options.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -233,7 +259,7 @@ def read_features(options: argparse.Namespace, one: Combination) -> torch.Tensor
 def main() -> None:
     """Run one of the steps."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("step", choices=("fit", "sample", "times", "tables"))
+    parser.add_argument("step", choices=("fit", "sample", "times", "groups", "tables"))
     parser.add_argument("--model", default="dcdit-emoji32", help="a shipped model, or a folder")
     parser.add_argument("--only", nargs="+", help="combinations by label")
     parser.add_argument("--steps", type=int, default=20, help="Euler steps")
@@ -249,7 +275,10 @@ def main() -> None:
     if options.step in ("sample", "tables") and not EXTRACTOR.exists():
         print(f"skipped: {EXTRACTOR.name} is not in the folder `shared` beside the repository")
         return
-    steps = {"fit": run_fit, "sample": run_samples, "times": run_times, "tables": run_tables}
+    steps = {
+        "fit": run_fit, "sample": run_samples, "times": run_times, "groups": run_groups,
+        "tables": run_tables,
+    }  # fmt: skip
     steps[options.step](options)
 
 

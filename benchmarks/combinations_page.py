@@ -63,6 +63,11 @@ def summarise(rows: dict[str, Any]) -> str:
     return "\n".join(f"- {words}: {', '.join(some) or 'none'}." for words, some in said)
 
 
+def compare_groups(groups: dict[str, float], counts: str) -> str:
+    """Return what a stage that does nothing adds to the time, in percent."""
+    return f"{100 * (groups[f'idle, {counts}'] / groups[f'plain, {counts}'] - 1):+.0f} %"
+
+
 def find_mark(label: str) -> tuple[str, str]:
     """Return colour and marker of the first method of a combination."""
     return next((mark for name, mark in MARKS.items() if f"+ {name}" in label), ("#333333", "o"))
@@ -71,7 +76,7 @@ def find_mark(label: str) -> tuple[str, str]:
 def draw(result: dict[str, Any]) -> None:
     """Draw the distance of each combination against its time."""
     rows = result["rows"]
-    figure, axis = plt.subplots(figsize=(10.5, 5.6))
+    figure, axis = plt.subplots(figsize=(11.5, 5.6))
     curve = [row for label, row in rows.items() if "+" not in label]
     axis.plot([row["ms"] for row in curve], [1000 * row["kid"]["value"] for row in curve],
               color="#333333", lw=1, zorder=1)  # fmt: skip
@@ -96,7 +101,7 @@ def draw(result: dict[str, Any]) -> None:
         loc="left", fontweight="bold", fontsize=11,
     )  # fmt: skip
     figure.legend(loc="center right", frameon=False, fontsize=8.5)
-    figure.tight_layout(rect=(0, 0, 0.74, 1))
+    figure.tight_layout(rect=(0, 0, 0.68, 1))
     figure.savefig(PICTURE, dpi=120)
 
 
@@ -120,6 +125,8 @@ def main() -> None:
         "EXIT_FIRST": f"{fitted['exit_losses'][0]:.4f}",
         "EXIT_LAST": f"{fitted['exit_losses'][1]:.4f}",
         "WIDTH": f"{100 * fitted['width_share']:.0f} %",
+        "IDLE_DIFFER": compare_groups(result["groups"], "counts differ"),
+        "IDLE_ONE": compare_groups(result["groups"], "one count"),
         "TABLE": tabulate(result["rows"]),
         "SUMMARY": summarise(result["rows"]),
     }
