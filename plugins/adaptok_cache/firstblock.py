@@ -10,7 +10,6 @@ from adaptok.errors import StackError
 from adaptok_cache.book import CacheState
 from adaptok_cache.distances import relative_change
 from adaptok_cache.history import put_rows, spread_cells
-from adaptok_cache.idling import IdleWalk, explain_distance
 from adaptok_cache.runs import SampleRun
 from adaptok_cache.stage import StepCache, Verdict
 from adaptok_cache.teacache import check_threshold
@@ -57,22 +56,11 @@ class FirstBlockCache(StepCache):
     ) -> None:
         check_threshold(self.name, threshold)
         super().__init__(steps=steps, warmup=warmup, max_requests=max_requests, agree=agree)
-        self.threshold = threshold
+        self.threshold: float = threshold
 
     def describe_options(self) -> dict[str, object]:
         """Return the threshold."""
         return {"threshold": self.threshold}
-
-    @property
-    def wants_reuse(self) -> bool:
-        """Whether a step may be reused at all."""
-        return self.threshold > 0
-
-    def explain_idle(self, walk: IdleWalk) -> str:
-        """Say how far the threshold was from reusing a step (see `StepCache.explain_idle`)."""
-        if not walk.tried:
-            return super().explain_idle(walk)
-        return explain_distance(walk.nearest, self.threshold, "")
 
     def check_blocks(self, inner: BlockRange) -> None:
         """Raise a `StackError` if there is one block only."""

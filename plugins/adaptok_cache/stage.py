@@ -28,7 +28,7 @@ from adaptok_cache.history import (
     predict_terms,
     put_samples,
 )
-from adaptok_cache.idling import IdleCacheWarning, IdleWalk, find_ended, find_idle
+from adaptok_cache.idling import IdleCacheWarning, IdleWalk, explain_distance, find_ended, find_idle
 from adaptok_cache.runs import SampleRun, follow
 
 MANY = 2  # repeated times in one run before somebody is told
@@ -77,6 +77,8 @@ class StepCache(Stage):
 
     effects: ClassVar[Effects] = Effects("time", needs_step=True, keeps_state=True)
     name: ClassVar[str]
+    threshold: float | None = None  # of those that hold a distance against one
+    advice: ClassVar[str] = ""  # beside a larger threshold, where no step was reused
 
     def __init__(self, *, steps: int | None, warmup: int, max_requests: int, agree: bool) -> None:
         super().__init__()
@@ -142,7 +144,7 @@ class StepCache(Stage):
     @property
     def wants_reuse(self) -> bool:
         """Whether a step may be reused at all, so that it is told where none is."""
-        return True
+        return self.threshold is None or self.threshold > 0
 
     def describe(self) -> dict[str, str]:
         """Return options, and what is kept now."""
@@ -177,9 +179,11 @@ class StepCache(Stage):
         Args:
             walk: the walk.
         """
-        if walk.tried:
+        if not walk.tried:
+            return f"warmup={self.warmup} leaves none to reuse, give a smaller one"
+        if self.threshold is None:
             return "with agree=True other processes had to compute"
-        return f"warmup={self.warmup} leaves none to reuse, give a smaller one"
+        return explain_distance(walk.nearest, self.threshold, self.advice)
 
     def check_blocks(self, inner: BlockRange) -> None:
         """Raise a `StackError` if there are too few blocks.

@@ -15,7 +15,6 @@ from adaptok_cache.book import CacheState
 from adaptok_cache.distances import relative_change
 from adaptok_cache.fitting import DEGREE, PairLog, check_degree, fit_steps
 from adaptok_cache.history import spread_cells
-from adaptok_cache.idling import IdleWalk, explain_distance
 from adaptok_cache.runs import SampleRun
 from adaptok_cache.stage import StepCache, Verdict
 
@@ -66,6 +65,7 @@ class TeaCache(StepCache):
     """
 
     name = "teacache"
+    advice = ", or fit the polynomial to this model by `adaptok.calibrate`"
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class TeaCache(StepCache):
         if signal not in ("input", "condition"):
             raise ConfigError(f"signal of {self.name!r} is 'input' or 'condition', got {signal!r}")
         super().__init__(steps=steps, warmup=warmup, max_requests=max_requests, agree=agree)
-        self.threshold = threshold
+        self.threshold: float = threshold
         self.coefficients = tuple(coefficients)
         self.signal = signal
         self.log: PairLog | None = None  # the caller's, while a batch is measured
@@ -157,18 +157,6 @@ class TeaCache(StepCache):
         fits = [run.distance < self.threshold for run in moved]
         distances = [run.distance for run in moved]
         return Verdict(call, inner, fits, moved, signal.clone(), distances)
-
-    @property
-    def wants_reuse(self) -> bool:
-        """Whether a step may be reused at all."""
-        return self.threshold > 0
-
-    def explain_idle(self, walk: IdleWalk) -> str:
-        """Say how far the threshold was from reusing a step (see `StepCache.explain_idle`)."""
-        if not walk.tried:
-            return super().explain_idle(walk)
-        advice = ", or fit the polynomial to this model by `adaptok.calibrate`"
-        return explain_distance(walk.nearest, self.threshold, advice)
 
     def find_signal(self, call: BlockCall) -> Float[Tensor, "b ..."]:
         """Return what is compared from step to step."""
