@@ -13,8 +13,8 @@ from adaptok.calls import BlockCall, HostNumbers
 from adaptok.checkpointing import is_checkpointed, shield
 from adaptok.config import Config
 from adaptok.containers import BlockContainer, FollowingBlocks, Parts
-from adaptok.errors import HandOverError
-from adaptok.host_numbers import join_numbers
+from adaptok.errors import HandOverError, WrapError
+from adaptok.host_numbers import HandedNumbers
 from adaptok.hosts import Backbone
 from adaptok.observers import Observer, PartObserver
 from adaptok.packed_run import PackedBlock, run_forms
@@ -60,7 +60,7 @@ class AdaptiveBlocks(Regional, BlockContainer):
         self.span = span
         self.followers = followers  # in a tuple: registered where the host has them
         self.add_module(PARTS, Parts(dict(stages)))
-        self.numbers: HostNumbers | None = None  # plain numbers, from the entrance
+        self.handed = HandedNumbers()  # plain numbers, from the entrances
         self.request: tuple[str, str | None] | None = None
         self.config: Config | None = None  # what makes this wrap again
         # A probe that waits for the first call, because the weights are not there yet.
@@ -75,6 +75,10 @@ class AdaptiveBlocks(Regional, BlockContainer):
         self.plain = False  # run the blocks as the host would, without stages
         for stage in stages.values():
             stage.meet(self.list_range(*span))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to contexts that are open now: a copy is in none of them."""
+        return self.__dict__ | {"observers": (), "request": None, "plain": False}
 
     @property
     def stages(self) -> list[Stage]:
@@ -168,12 +172,12 @@ class AdaptiveBlocks(Regional, BlockContainer):
 
     def take_numbers(self) -> HostNumbers:
         """Return what the host's forward handed over, once."""
-        numbers = self.numbers or self.backbone.constant
-        self.numbers = None
+        numbers = self.handed.take() or self.backbone.constant
         if numbers is None or not numbers.grid:
             raise HandOverError(
                 f"the blocks of a wrapped model ({self.backbone.family}) were called without the "
-                "grid: call the model itself, not its blocks"
+                "grid: call the model itself, not its blocks; and where a checkpoint around them "
+                "computes them again, give it use_reentrant=False"
             )
         if self.request is not None:
             request, branch = self.request
@@ -183,7 +187,7 @@ class AdaptiveBlocks(Regional, BlockContainer):
 
     def run(self, call: BlockCall) -> BlockCall:
         """Run the blocks in front of the span, the stages around it, and the blocks behind it."""
-        if self.plain:
+        if self.plain or call.x.shape[0] == 0:  # no sample, nothing to choose
             return self.run_blocks(call, 0, len(self.all_blocks))
         first, last = self.span
         call = self.run_inner(call, 0, first)
@@ -346,26 +350,6 @@ def run_apart(blocks: AdaptiveBlocks, args: tuple[Any, ...], kwargs: dict[str, A
 run_uncompiled = torch.compiler.disable(run_apart)
 
 
-class Entrance:
-    """A forward pre-hook that hands plain numbers of a call to the block list.
-
-    Args:
-        path: the submodule that it listens to.
-        leader: the block list.
-    """
-
-    def __init__(self, path: str, leader: AdaptiveBlocks) -> None:
-        self.path = path
-        self.leader = leader
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Hand the numbers over."""
-        leader = self.leader
-        before, leader.numbers = leader.numbers, None  # a call that is refused leaves nothing
-        part = leader.backbone.hand_over(self.path, module, args, kwargs)
-        leader.numbers = before if part is None else join_numbers(before, part)
-
-
 def mark_call(call: BlockCall) -> None:
     """Tell the compiler that samples and tokens of a call differ from call to call."""
     mark_dynamic(call.x, 0, 1)
@@ -379,6 +363,22 @@ def mark_call(call: BlockCall) -> None:
             mark_dynamic(given.value, *given.axes, *([0] if given.batched else []))
 
 
+def list_adaptive(model: nn.Module) -> dict[str, AdaptiveBlocks]:
+    """Return the block lists of all wrapped models in a module, by path."""
+    found = model.named_modules()
+    return {path: part for path, part in found if isinstance(part, AdaptiveBlocks)}
+
+
 def find_adaptive(model: nn.Module) -> AdaptiveBlocks | None:
-    """Return the block list of a wrapped model, or None if it is not wrapped."""
-    return next((m for m in model.modules() if isinstance(m, AdaptiveBlocks)), None)
+    """Return the block list of a wrapped model, or None if it is not wrapped.
+
+    Raises:
+        WrapError: there are several, and nothing says which is meant.
+    """
+    found = list_adaptive(model)
+    if len(found) > 1:
+        raise WrapError(
+            f"{type(model).__name__} holds {len(found)} wrapped models, whose blocks are at "
+            f"{', '.join(found)}: give the one that is meant"
+        )
+    return next(iter(found.values()), None)

@@ -57,6 +57,9 @@ class Budget:
         if len(given) > 1:
             raise BudgetError(f"{' and '.join(given)} exclude each other: give one of them")
         for name in given:
+            value = getattr(self, name)
+            if not isinstance(value, float | Tensor | Sequence) and getattr(value, "ndim", 0):
+                object.__setattr__(self, name, torch.as_tensor(value))  # an array of NumPy
             if name in AMOUNTS:
                 check_amount(name, getattr(self, name))
         if self.target_ms is not None:

@@ -153,6 +153,9 @@ def run_chunks(
         The features of the chunks in their own shape, and what came of the other tokens and the
         streams.
     """
+    if not chunks.is_packed and runs_together(inner, plan.cells, call.num_cells):
+        after = inner(call.take(plan.cells, chunks.x))  # a batch of any size is one graph
+        return after.cell_x, (after.rest_x, dict(after.streams))
     if not chunks.is_packed:
         groups = split_batch(inner, plan.cells, call.num_cells)
         parts = []
@@ -215,15 +218,20 @@ def run_groups(
     return torch.cat(flat).index_select(0, back), merge_samples(parts, groups)
 
 
+def runs_together(inner: BlockRange, cells: Tensor, num_cells: int) -> bool:
+    """Say whether samples that keep the same count are one batch for the host's blocks."""
+    b, m = cells.shape
+    return inner.positions_per_sample or b == 1 or m == num_cells
+
+
 def split_batch(inner: BlockRange, cells: Tensor, num_cells: int) -> Sequence[Sequence[int]]:
     """Return which samples run together when all of them keep the same count.
 
     Where the host's positions have no batch axis, only samples that keep the same cells do.
     """
-    b, m = cells.shape
-    together = [list(range(b))]
-    if inner.positions_per_sample or b == 1 or m == num_cells:
-        return together
+    b = cells.shape[0]
+    if runs_together(inner, cells, num_cells):
+        return [list(range(b))]
     if torch.compiler.is_compiling():
         return [[sample] for sample in range(b)]
     by_cells: dict[tuple[int, ...], list[int]] = {}

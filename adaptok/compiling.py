@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import nn
 
-from adaptok.blocks import find_adaptive
+from adaptok.blocks import list_adaptive
 from adaptok.errors import NotWrappedError
 from adaptok.regions import Regional
 
@@ -89,7 +89,7 @@ def compile(
         for name in module.regions:
             static = name in module.static_regions
             module.compile_region(name, make_compiler(mode if static else None, backend))
-    if find_adaptive(model) is not None:  # the host's own part around the blocks
+    if list_adaptive(model):  # the host's own part around the blocks
         model._compiled_call_impl = HostCall.of(model, mode, backend)
     return model
 

@@ -309,7 +309,7 @@ def measure_overhead(
             finally:
                 for path, container in paths.items():
                     set_submodule(model, path, container)
-                blocks.numbers = None
+                blocks.handed.clear()
             for name, keep in (("full", 1.0), ("half", 0.5)):
                 with budget(model, keep=keep):
                     found[name] = time_call(model, given)

@@ -1,7 +1,9 @@
 """What a host's forward hands to its block list: grid, guidance branches, the diffusion step."""
 
+import threading
 from dataclasses import dataclass, field, fields, replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -118,3 +120,49 @@ def join_numbers(before: HostNumbers | None, part: HostNumbers) -> HostNumbers:
         return before
     came = came if came.endswith("s") else came + "s"
     return replace(before, timestep=part.timestep, came=came)
+
+
+class HandedNumbers:
+    """The numbers between the entrances of a host and its block list, each thread's own.
+
+    A compiled graph has one place for them, which it reads and clears itself.
+
+    Example:
+        >>> handed = HandedNumbers()
+        >>> handed.put(HostNumbers((4, 4)))
+        >>> handed.take().grid, handed.take()
+        ((4, 4), None)
+    """
+
+    def __init__(self) -> None:
+        self.by_thread: dict[int, HostNumbers] = {}
+        self.of_graph: HostNumbers | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave them out of copies and pickles: they belong to one call."""
+        return {"by_thread": {}, "of_graph": None}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no call has left any."""
+        return not self.by_thread and self.of_graph is None
+
+    def put(self, numbers: HostNumbers) -> None:
+        """Keep numbers until the block list takes them."""
+        if torch.compiler.is_compiling():
+            self.of_graph = numbers
+        else:
+            self.by_thread[threading.get_ident()] = numbers
+
+    def take(self) -> HostNumbers | None:
+        """Return the numbers of this thread, once."""
+        own = self.of_graph
+        self.of_graph = None
+        if torch.compiler.is_compiling():
+            return own
+        return self.by_thread.pop(threading.get_ident(), None) or own
+
+    def clear(self) -> None:
+        """Forget what calls that failed have left."""
+        self.by_thread.clear()
+        self.of_graph = None

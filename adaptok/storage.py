@@ -31,9 +31,14 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
         StorageError: the disk is full, the place cannot be written to, or the folder holds
             other files; what was at `folder` is still there.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()  # behind a link
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"cannot write the folder {folder}: a file of that name is there")
+    if folder.exists() and Path.cwd().is_relative_to(folder):
+        raise StorageError(
+            f"cannot write {folder}: it is replaced as a whole, and this process stands in it; "
+            "give the name of a new folder inside"
+        )
     restore_folder(folder)
     unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
     try:
@@ -45,6 +50,9 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
         refuse_foreign_files(folder, {path.name for path in unfinished.iterdir()})
         replace_folder(unfinished, folder)
         sync_to_disk(folder.parent)
+    except StorageError:  # an OSError, too, which has said what to do
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise StorageError(

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adaptok.blocks import AdaptiveBlocks, find_adaptive
+from adaptok.blocks import AdaptiveBlocks, find_adaptive, list_adaptive
 from adaptok.calls import BlockCall
 from adaptok.chunking import ChunkPlan
 from adaptok.counting import make_counter
@@ -153,16 +153,22 @@ def require_adaptive(model: nn.Module) -> AdaptiveBlocks:
     return blocks
 
 
+def require_all(model: nn.Module) -> list[AdaptiveBlocks]:
+    """Return the block lists of all wrapped models in a module, or raise a `NotWrappedError`."""
+    return list(list_adaptive(model).values()) or [require_adaptive(model)]
+
+
 @contextmanager
 def observe(model: nn.Module, observer: Observer) -> Iterator[None]:
-    """Tell an observer what a wrapped model decides inside a `with` block."""
-    blocks = require_adaptive(model)
-    before = blocks.observers
-    blocks.observers = (*before, observer)
+    """Tell an observer what the wrapped models in a module decide inside a `with` block."""
+    before = [(blocks, blocks.observers) for blocks in require_all(model)]
+    for blocks, observers in before:
+        blocks.observers = (*observers, observer)
     try:
         yield
     finally:
-        blocks.observers = before
+        for blocks, observers in before:
+            blocks.observers = observers
 
 
 @contextmanager
@@ -178,6 +184,7 @@ def trace(model: nn.Module) -> Iterator[Trace]:
 
     Raises:
         NotWrappedError: the model is not wrapped.
+        WrapError: it holds several wrapped models: trace each of them.
 
     Example:
         >>> import adaptok
@@ -202,7 +209,7 @@ def collect_losses(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Sum the auxiliary losses of the calls of a wrapped model inside a `with` block.
 
     Args:
-        model: a wrapped model.
+        model: a wrapped model, or one that holds several.
 
     Yields:
         Losses by name, such as `losses["ratio"]`; filled while the block runs.
@@ -247,13 +254,14 @@ def request(model: nn.Module, name: str, branch: str | None = None) -> Iterator[
         >>> with request(vit, "picture-1", branch="uncond"):
         ...     out = vit(torch.randn(2, 3, 32, 48))
     """
-    blocks = require_adaptive(model)
-    before = blocks.request
-    blocks.request = (name, branch)
+    before = [(blocks, blocks.request) for blocks in require_all(model)]
+    for blocks, _ in before:
+        blocks.request = (name, branch)
     try:
         yield model
     finally:
-        blocks.request = before
+        for blocks, known in before:
+            blocks.request = known
 
 
 @contextmanager
@@ -278,10 +286,11 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
         ...     torch.equal(vit(image), before)
         True
     """
-    blocks = require_adaptive(model)
-    before = blocks.plain
-    blocks.plain = True
+    before = [(blocks, blocks.plain) for blocks in require_all(model)]
+    for blocks, _ in before:
+        blocks.plain = True
     try:
         yield model
     finally:
-        blocks.plain = before
+        for blocks, known in before:
+            blocks.plain = known

@@ -9,7 +9,7 @@ from torch import nn
 
 from adaptok.backbones.packed_forms import pack_blocks
 from adaptok.backbones.split_forms import split_blocks
-from adaptok.blocks import AdaptiveBlocks, Entrance, find_adaptive
+from adaptok.blocks import AdaptiveBlocks, list_adaptive
 from adaptok.budgeted import Budgeted
 from adaptok.budgets import Budget
 from adaptok.chunk_stage import ChunkStage
@@ -17,6 +17,7 @@ from adaptok.compiling import compile as compile_adaptive
 from adaptok.compiling import uncompile
 from adaptok.containers import BlockContainer, FollowingBlocks
 from adaptok.discovery import HOST, find_part
+from adaptok.entrances import Entrance
 from adaptok.errors import (
     AlreadyWrappedError,
     BudgetError,
@@ -183,7 +184,7 @@ def is_wrapped(model: nn.Module) -> bool:
         >>> adaptok.is_wrapped(make_vit())
         False
     """
-    return find_adaptive(model) is not None
+    return bool(list_adaptive(model))
 
 
 def check_wrappable(model: object) -> None:
@@ -288,6 +289,8 @@ def attach(
 ) -> tuple[AdaptiveBlocks, dict[str, BlockContainer]]:
     """Put the adaptive block list in the place of the host's, and listen at its entrances."""
     first, *others = host.containers
+    for path in host.containers:
+        refuse_hooks(path, model.get_submodule(path))
     followers = {path: FollowingBlocks(model.get_submodule(path)) for path in others}
     blocks = AdaptiveBlocks(
         model.get_submodule(first), host, stages, span, tuple(followers.values())
@@ -300,6 +303,21 @@ def attach(
             Entrance(path, blocks), with_kwargs=True
         )
     return blocks, paths
+
+
+def refuse_hooks(path: str, container: nn.Module) -> None:
+    """Raise an `UnsupportedModelError` if somebody listens to a block list itself."""
+    hooks = (
+        container._forward_hooks,
+        container._forward_pre_hooks,
+        container._backward_hooks,
+        container._backward_pre_hooks,
+    )
+    if any(hooks):
+        raise UnsupportedModelError(
+            f"{path} has hooks of its own, which would not be called any more: remove them, wrap, "
+            f"and register them at {path} again; hooks of single blocks may stay"
+        )
 
 
 def find_forms(blocks: AdaptiveBlocks) -> dict[nn.Module, PackedBlock]:

@@ -36,9 +36,13 @@ from safetensors.torch import load_file, save_file
 from timing import describe_machine
 from torch import Tensor
 
-from adaptok.diffusion import make_objective, sample
+from adaptok import DCDiT, DCDiTConfig
+from adaptok.dc.baseline import DiT
+from adaptok.dc.config import DiTConfig
+from adaptok.diffusion import Samples, make_objective, sample
 from adaptok.measure import (
     compare_pairs,
+    count_flops,
     extract_features,
     load_extractor,
     measure_floor,
@@ -51,7 +55,7 @@ from adaptok.zoo.models import load_zoo_model
 
 EXTRACTOR = Path(__file__).parents[2] / "shared" / "weights" / "efficientnet_lite0.safetensors"
 STEPS = 20  # of the Euler walk
-TIMED = 16  # images of a call that is timed
+TIMED = 8  # images of a walk that is timed
 
 
 def load_images(size: Size, split: Any = "train") -> ImageSet:
@@ -99,16 +103,16 @@ def run_sample(options: argparse.Namespace) -> None:
                 path = name_samples(options, variant, seed, drop)
                 if path.exists():
                     continue
-                budget = {"drop": drop} if drop else {}
                 images, kept = [], []
                 for first in range(0, options.count, options.batch):
                     places = range(first, min(first + options.batch, options.count))
-                    drawn = sample(
-                        trained.model, [labels[place] for place in places],
-                        objective=make_objective("flow"), scheduler="flow-euler", steps=STEPS,
-                        seed=[10_000 * seed + place for place in places], clip=1.0, trace=True,
-                        **budget,
-                    )  # fmt: skip
+                    drawn = walk(
+                        trained.model,
+                        [labels[place] for place in places],
+                        [10_000 * seed + place for place in places],
+                        drop,
+                        trace=True,
+                    )
                     images.append(to_uint8(depth_to_space(drawn.latents, size.space_to_depth)))
                     if drawn.steps[0].kept is not None:
                         kept.append(
@@ -134,29 +138,42 @@ def read_samples(options: argparse.Namespace, variant: Variant, drop: float) -> 
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def time_models(options: argparse.Namespace, size: Size) -> dict[str, dict[str, float]]:
-    """Time one call of every model and budget in turns."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (TIMED, 3 * size.space_to_depth**2, size.side, size.side)
-    x, t = torch.randn(shape, generator=generator), torch.full((TIMED,), 300.0)
-    y, calls = torch.arange(TIMED) % 8, {}
+def walk(
+    model: DCDiT | DiT, labels: list[int], seeds: list[int], drop: float, *, trace: bool = False
+) -> Samples:
+    """Draw images, all runs and budgets alike."""
+    return sample(
+        model, labels, objective=make_objective("flow"), scheduler="flow-euler", steps=STEPS,
+        seed=seeds, clip=1.0, trace=trace, **({"drop": drop} if drop else {}),
+    )  # fmt: skip
+
+
+def time_models(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Time whole walks of every model and budget in turns; of one image, and one step of it."""
+    labels, seeds, calls = [place % 8 for place in range(TIMED)], list(range(TIMED)), {}
     for variant in choose(options):
         model = load_zoo_model(name_folder(options.cache, variant, 0)).model
         for drop in variant.budgets:
-            budget = {"drop": drop} if drop else {}
-            calls[f"{variant.name} {drop:g}"] = lambda m=model, b=budget: m(x, t, y, **b)
-    with torch.inference_mode():
-        found = measure_interleaved(
-            calls, repeats=options.repeats, warmup=2, device=torch.device("cpu")
-        )
+            calls[f"{variant.name} {drop:g}"] = lambda m=model, d=drop: walk(m, labels, seeds, d)
+    found = measure_interleaved(
+        calls, repeats=options.repeats, warmup=1, device=torch.device("cpu")
+    )
     return {
         name: {
-            "ms": timing.median_ms / TIMED,
-            "ms_low": timing.first_ms / TIMED,
-            "ms_high": timing.third_ms / TIMED,
+            "ms": timing.median_ms / TIMED / STEPS,
+            "ms_low": timing.first_ms / TIMED / STEPS,
+            "ms_high": timing.third_ms / TIMED / STEPS,
         }
         for name, timing in found.items()
     }
+
+
+def count_passes(config: DCDiTConfig | DiTConfig, size: Size, kept: Tensor | None) -> float:
+    """Return the operations of one pass of one image, the mean over what the samples kept."""
+    if kept is None:
+        return count_step(config, size)
+    counts = kept.flatten().tolist()
+    return float(count_flops(config, (size.side, size.side), counts)) / len(counts)
 
 
 def run_tables(options: argparse.Namespace) -> None:
@@ -167,7 +184,7 @@ def run_tables(options: argparse.Namespace) -> None:
     by_name = {variant.name: variant for variant in VARIANTS}
     against = {name: read_samples(options, by_name[name], 0.0)["features"]
                for name in (FULL, BASELINE)}  # fmt: skip
-    times, rows = time_models(options, size), {}
+    times, rows = time_models(options), {}
     for variant in choose(options):
         config = make_model_config(variant, size)
         for drop in variant.budgets:
@@ -176,7 +193,7 @@ def run_tables(options: argparse.Namespace) -> None:
                 "variant": variant.name,
                 "drop": drop,
                 "steps": count_steps(variant, size),
-                "gflops": count_step(config, size, drop) / 1e9,
+                "gflops": count_passes(config, size, found.get("kept")) / 1e9,
                 **times[f"{variant.name} {drop:g}"],
             }
             for name, features in against.items():
@@ -197,12 +214,17 @@ def run_tables(options: argparse.Namespace) -> None:
                 row["kept_by_step"] = [
                     asdict(bootstrap_mean(shares[:, step], 0, 2000)) for step in range(STEPS)
                 ]
+                quarter = STEPS // 4
+                ratio = shares[:, -quarter:].mean(1) / shares[:, :quarter].mean(1)
+                row["tokens"] = asdict(bootstrap_mean(found["kept"].float().mean(1), 0, 2000))
+                row["cleanest_over_noisiest"] = asdict(bootstrap_mean(ratio, 0, 2000))
             rows[f"{variant.name} {drop:g}"] = row
     result = {
-        "command": "python benchmarks/effects.py train|sample|tables",
+        "command": f"python benchmarks/effects.py train|sample|tables --steps {options.steps}",
         "machine": describe_machine(torch.device("cpu")),
         "setting": asdict(size) | {
             "seeds": options.seeds, "samples": options.count, "euler_steps": STEPS,
+            "timed_images": TIMED, "repeats": options.repeats,
             "train_images": len(real), "held_out_images": len(held_out),
         },
         "held_out": compare_pairs(held_out, held_out, real).first.model_dump(),
@@ -221,7 +243,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs of each variant")
     parser.add_argument("--count", type=int, default=512, help="samples of each run and budget")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     folder = Path(tempfile.gettempdir()) / "adaptok-effects"
     parser.add_argument("--cache", type=Path, default=folder)
     parser.add_argument("--output", default="benchmarks/results/effects.json")

@@ -20,7 +20,10 @@ ONE_BUDGET = "one budget in training"
 ABLATIONS = (ONE_BUDGET, "cosine router (H-Net)", "no smoothing")
 PATCHES = (FULL, BASELINE, "DiT, patch 4")
 PAPER = {ONE_BUDGET: 1.04, "cosine router (H-Net)": 1.23, "no smoothing": 3.06}  # FID over 56.73
-HEADER = "| | steps | GFLOPs | ms | KID x 1000 | minus {0}, x 1000 |\n|---|---|---|---|---|---|"
+HEADER = (
+    "| | steps | tokens | GFLOPs | ms | KID x 1000 | minus {0}, x 1000 |\n"
+    "|---|---|---|---|---|---|---|"
+)
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 
 
@@ -28,6 +31,20 @@ def show(interval: dict[str, float], form: str = ".1f", factor: float = 1000.0) 
     """Return a figure with its interval."""
     value, low, high = (format(factor * interval[key], form) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def show_time(row: dict[str, Any]) -> str:
+    """Return the median time of a call with its quartiles."""
+    return f"{row['ms']:.1f} [{row['ms_low']:.1f}, {row['ms_high']:.1f}]"
+
+
+def show_tokens(row: dict[str, Any], result: dict[str, Any]) -> str:
+    """Return how many tokens the blocks ran on, the mean over a walk; with its interval."""
+    if "tokens" in row:
+        found = row["tokens"]
+        return f"{found['mean']:.0f} [{found['low']:.0f}, {found['high']:.0f}]"
+    side = result["setting"]["image_size"] // result["setting"]["space_to_depth"]
+    return str((side // int(row["variant"][-1])) ** 2)  # "DiT, patch 4"
 
 
 def pick(result: dict[str, Any], name: str, drop: float = 0.0) -> dict[str, Any]:
@@ -44,8 +61,8 @@ def tabulate(result: dict[str, Any], names: tuple[str, ...], against: str) -> st
         row = pick(result, name)
         difference = "" if name == against else show(row[key], "+.1f")
         lines.append(
-            f"| {name} | {row['steps']:,} | {row['gflops']:.2f} | {row['ms']:.1f} "
-            f"| {show(row['kid'])} | {difference} |"
+            f"| {name} | {row['steps']:,} | {show_tokens(row, result)} | {row['gflops']:.2f} "
+            f"| {show_time(row)} | {show(row['kid'])} | {difference} |"
         )
     return "\n".join(lines)
 
@@ -54,15 +71,16 @@ def tabulate_budgets(result: dict[str, Any]) -> str:
     """Return the distance of both trainings at each tail-drop fraction."""
     drops = [row["drop"] for row in result["rows"].values() if row["variant"] == FULL]
     lines = [
-        "| tail drop | GFLOPs | ms | KID x 1000, trained with all budgets | trained with one |",
-        "|---|---|---|---|---|",
+        "| tail drop | trained with | tokens | GFLOPs | ms | KID x 1000 |",
+        "|---|---|---|---|---|---|",
     ]
     for drop in drops:
-        both = [pick(result, name, drop) for name in (FULL, ONE_BUDGET)]
-        lines.append(
-            f"| {drop:g} | {both[0]['gflops']:.2f} | {both[0]['ms']:.1f} "
-            f"| {show(both[0]['kid'])} | {show(both[1]['kid'])} |"
-        )
+        for name, label in ((FULL, "all budgets"), (ONE_BUDGET, "one")):
+            row = pick(result, name, drop)
+            lines.append(
+                f"| {drop:g} | {label} | {show_tokens(row, result)} | {row['gflops']:.2f} "
+                f"| {show_time(row)} | {show(row['kid'])} |"
+            )
     return "\n".join(lines)
 
 
@@ -70,15 +88,13 @@ def say_kept(result: dict[str, Any]) -> str:
     """Say how many cells are kept at both ends of the way."""
     kept = pick(result, FULL)["kept_by_step"]
     first, last = kept[0], kept[-1]
-    quarter = len(kept) // 4
-    noisy, clean = (
-        sum(step["mean"] for step in part) / quarter for part in (kept[:quarter], kept[-quarter:])
-    )
+    ratio = pick(result, FULL)["cleanest_over_noisiest"]
     return (
         f"{100 * first['mean']:.1f} % [{100 * first['low']:.1f}, {100 * first['high']:.1f}] of the "
         f"cells at the noisiest step, {100 * last['mean']:.1f} % [{100 * last['low']:.1f}, "
-        f"{100 * last['high']:.1f}] at the cleanest; {clean / noisy:.2f} times as many in the "
-        "cleanest quarter as in the noisiest. In the paper 22.3 % and 45.1 % of one sample."
+        f"{100 * last['high']:.1f}] at the cleanest; a sample keeps {ratio['mean']:.2f} "
+        f"[{ratio['low']:.2f}, {ratio['high']:.2f}] times as many in its cleanest quarter as in "
+        "its noisiest. In the paper 22.3 % and 45.1 % of one sample."
     )
 
 
@@ -115,8 +131,10 @@ def draw(result: dict[str, Any]) -> None:
                          capsize=2, ms=5, label=f"trained with {label}")  # fmt: skip
     for name, colour in ((BASELINE, GREY), ("DiT, patch 4", "#999999")):
         row = pick(result, name)
-        axes[0].plot(row["ms"], 1000 * row["kid"]["value"], "s", color=colour, label=name)
-    axes[0].set_xlabel("ms of a forward pass (measured)")
+        value, low, high = (1000 * row["kid"][key] for key in ("value", "low", "high"))
+        axes[0].errorbar([row["ms"]], [value], yerr=[[value - low], [high - value]], fmt="s",
+                         color=colour, capsize=2, label=name)  # fmt: skip
+    axes[0].set_xlabel("ms of a step of one image (measured)")
     axes[0].set_ylabel("KID-EffLite0 x 1000")
     axes[0].legend(frameon=False, fontsize=8)
     axes[0].set_title("Budgets: tail drop 0 to .6", loc="left", fontweight="bold", fontsize=10)
@@ -160,12 +178,14 @@ def main() -> None:
         "BATCH": str(setting["batch_size"]),
         "SEEDS": "one run of each" if seeds == 1 else f"{seeds} runs of each",
         "SAMPLES": str(setting["samples"]),
+        "TIMED": str(setting["timed_images"]),
         "EULER": str(setting["euler_steps"]),
         "HELD_OUT": show(result["held_out"]),
         "MACHINE": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
         "PATCHES": tabulate(result, PATCHES, BASELINE),
         "BUDGETS": tabulate_budgets(result),
         "KEPT": say_kept(result),
+        "COMMAND": result["command"],
         "CARD": CARD,
         "ABLATIONS": tabulate(result, (FULL, *ABLATIONS), FULL),
         "NEGATIVE": say_negative(result),

@@ -1,5 +1,6 @@
 """From what a model drew to what a picture shows."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -42,7 +43,8 @@ def read_label(text: str, trained: TrainedModel) -> int:
     """Find the class that a person means.
 
     Args:
-        text: a number, a name, a part of a name that fits only one class, or `none`.
+        text: a name, a number, a part of a name that fits only one class, or `none`; where classes
+            are called by numbers, the name counts.
         trained: the model, whose card names the classes.
 
     Returns:
@@ -56,11 +58,11 @@ def read_label(text: str, trained: TrainedModel) -> int:
     wanted = text.strip().casefold()
     if wanted == "none":
         return count
-    if wanted.lstrip("-").isdigit():
+    exact = [i for i, name in enumerate(names) if name.casefold() == wanted]
+    if not exact and re.fullmatch("-?[0-9]+", wanted):  # classes may be called by numbers
         if 0 <= int(wanted) < count:
             return int(wanted)
         raise LabelError(f"there is no class {wanted}: the classes are {known}, or none")
-    exact = [i for i, name in enumerate(names) if name.casefold() == wanted]
     fitting = exact or [i for i, name in enumerate(names) if wanted in name.casefold()]
     if len(fitting) != 1 or not wanted:
         problem = "fits several classes" if len(fitting) > 1 and wanted else "is no class"
