@@ -25,7 +25,7 @@ from adaptok.errors import (
     UnsupportedModelError,
     WrapError,
 )
-from adaptok.hosts import Backbone
+from adaptok.hosts import Backbone, path_of_class
 from adaptok.stacking import spell_out
 from adaptok.stages import Stage
 from adaptok.storage import load_tensors, save_json, save_tensors, write_folder
@@ -75,6 +75,7 @@ class AdapterCard(Config):
         adaptok: version of adaptok that wrote it.
         host: the model that it belongs to.
         wrap: what makes the same wrap again.
+        uncond: the budget of the unconditional half, where it has one of its own.
         settings: by name of a stage, what it ran with of all that is fitted to data, such as what
             `Profile.apply` gave it.
 
@@ -86,6 +87,7 @@ class AdapterCard(Config):
     adaptok: str = ""
     host: HostMark
     wrap: WrapConfig
+    uncond: BudgetConfig | None = None
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @field_validator("version")
@@ -135,8 +137,10 @@ def save(model: nn.Module, folder: str | Path) -> None:
                 "to save: load the weights first"
             )
     host = mark_host(model, blocks.backbone, blocks.span)
-    settings = read_settings(name_stages(blocks))
-    card = AdapterCard(adaptok=version("adaptok"), host=host, wrap=config, settings=settings)
+    card = AdapterCard(
+        adaptok=version("adaptok"), host=host, wrap=config, uncond=find_uncond(blocks),
+        settings=read_settings(name_stages(blocks)),
+    )  # fmt: skip
     with write_folder(folder) as unfinished:
         save_json(unfinished / CARD, card.model_dump(mode="json"))
         # copies, since a part may share a weight between two names
@@ -188,6 +192,8 @@ def load(model: Model, folder: str | Path) -> Model:
     check_host(mark_host(model, host, card.host.span), card.host, folder)
     wrap_as(model, card.wrap, folder)
     try:
+        for stage in list_budgeted(require_adaptive(model)) if card.uncond else ():
+            stage.take_budget(stage.budget_setting, card.uncond.to_budget())
         fill(model, card, weights, folder)
     except BaseException:
         unwrap(model)
@@ -201,11 +207,6 @@ def bare(model: nn.Module) -> nn.Module:
         model = model.module
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
-
-
-def path_of_class(model: nn.Module) -> str:
-    """Return the class of a model with its module."""
-    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def mark_host(model: nn.Module, host: Backbone, span: tuple[int, int]) -> HostMark:
@@ -229,9 +230,22 @@ def current_config(blocks: AdaptiveBlocks) -> WrapConfig:
             '@adaptok.register_router("mine"), keep each option as an attribute of its own name, '
             "and wrap again"
         )
-    budgets = [stage.budget_setting for stage in blocks.stages if isinstance(stage, Budgeted)]
-    budget = BudgetConfig.from_budget(budgets[0]) if budgets else None
+    budgeted = list_budgeted(blocks)
+    budget = BudgetConfig.from_budget(budgeted[0].budget_setting) if budgeted else None
     return config.model_copy(update={"budget": budget})
+
+
+def list_budgeted(blocks: AdaptiveBlocks) -> list[Budgeted]:
+    """Return the stages that take a budget."""
+    return [stage for stage in blocks.stages if isinstance(stage, Budgeted)]
+
+
+def find_uncond(blocks: AdaptiveBlocks) -> BudgetConfig | None:
+    """Return the budget of the unconditional half, where it has one of its own."""
+    budgets = [stage.uncond_setting for stage in list_budgeted(blocks)]
+    if not budgets or budgets[0] is None:
+        return None
+    return BudgetConfig.from_budget(budgets[0]) or BudgetConfig()
 
 
 def own_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -57,8 +58,8 @@ class Budget:
         if len(given) > 1:
             raise BudgetError(f"{' and '.join(given)} exclude each other: give one of them")
         for name in given:
-            value = getattr(self, name)
-            if not isinstance(value, float | Tensor | Sequence) and getattr(value, "ndim", 0):
+            value: Any = getattr(self, name)
+            if not isinstance(value, float | Tensor | Sequence) and getattr(value, "ndim", False):
                 object.__setattr__(self, name, torch.as_tensor(value))  # an array of NumPy
             if name in AMOUNTS:
                 check_amount(name, getattr(self, name))

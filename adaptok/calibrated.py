@@ -300,6 +300,17 @@ def read_wanted(
     return {**defaults, **wanted}
 
 
+def check_share(name: str, value: object) -> None:
+    """Raise a `ConfigError` unless a wish is a share, above 0 and below 1.
+
+    Args:
+        name: what it is called.
+        value: what the user asked for.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < 1.0:
+        raise ConfigError(f"{name} is a share in (0, 1), got {value!r}")
+
+
 def read_setting(stage: str, settings: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
     """Return settings in order, or raise a `ConfigError` unless they are exactly these.
 

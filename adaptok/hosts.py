@@ -297,12 +297,30 @@ def choose_backbone(model: nn.Module, candidates: Mapping[str, type[Backbone]]) 
             return candidate.match(model)
         except NoMatch as reason:
             reasons.append(f"  {name}: {reason}")
+    inside = find_host_inside(model, candidates)
     raise UnsupportedModelError(
-        f"no backbone fits {type(model).__module__}.{type(model).__qualname__}; looked for\n"
+        f"no backbone fits {path_of_class(model)}{inside}; looked "
+        "for\n"
         + "\n".join(reasons)
         + "\nDescribe the model by adaptok.ListBackbone(blocks=..., grid=..., prefix=...), or "
         "register a backbone (docs/wrapping.md, docs/plugins.md)"
     )
+
+
+def find_host_inside(model: nn.Module, candidates: Mapping[str, type[Backbone]]) -> str:
+    """Say where a model holds one that can be wrapped; nothing if it holds none."""
+    for path, part in model.named_modules():
+        lists = any(isinstance(child, nn.ModuleList | nn.Sequential) for child in part.children())
+        for candidate in candidates.values() if path and lists else ():
+            try:
+                candidate.match(part)
+            except (NoMatch, UnsupportedModelError, AttributeError, TypeError):
+                continue
+            return (
+                f", but its part {path} is a {type(part).__name__}, which one fits: give that, as "
+                f'in adaptok.wrap(model.get_submodule("{path}"), ...)'
+            )
+    return ""
 
 
 def check_blocks(model: nn.Module, path: str) -> nn.Module:
@@ -329,6 +347,11 @@ def check_blocks(model: nn.Module, path: str) -> nn.Module:
     own = [*container.named_parameters(recurse=False), *container.named_buffers(recurse=False)]
     require(not own, f"{path} holds weights of its own ({', '.join(name for name, _ in own)})")
     return container
+
+
+def path_of_class(model: nn.Module) -> str:
+    """Return the class of a model with its module."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def device_of(model: nn.Module) -> torch.device:

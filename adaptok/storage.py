@@ -47,12 +47,10 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
         yield unfinished
         for path in [*unfinished.rglob("*"), unfinished]:
             sync_to_disk(path)
-        refuse_foreign_files(folder, {path.name for path in unfinished.iterdir()})
-        replace_folder(unfinished, folder)
-        sync_to_disk(folder.parent)
-    except StorageError:  # an OSError, too, which has said what to do
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        foreign = list_foreign_files(folder, {path.name for path in unfinished.iterdir()})
+        if not foreign:
+            replace_folder(unfinished, folder)
+            sync_to_disk(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise StorageError(
@@ -62,6 +60,9 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+    if foreign:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise make_foreign_error(folder, foreign)
 
 
 def refuse_foreign_files(folder: Path, names: set[str]) -> None:
@@ -71,14 +72,24 @@ def refuse_foreign_files(folder: Path, names: set[str]) -> None:
         folder: the folder; it need not be there.
         names: files that may be replaced.
     """
-    if not folder.is_dir():
-        return
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in names)
+    foreign = list_foreign_files(folder, names)
     if foreign:
-        raise StorageError(
-            f"{folder} holds other files ({', '.join(foreign[:3])}), which would be lost: give a "
-            "new folder"
-        )
+        raise make_foreign_error(folder, foreign)
+
+
+def list_foreign_files(folder: Path, names: set[str]) -> list[str]:
+    """Return what would be lost if a folder was replaced (see `refuse_foreign_files`)."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.name not in names)
+
+
+def make_foreign_error(folder: Path, foreign: list[str]) -> StorageError:
+    """Return the error that names what would be lost."""
+    return StorageError(
+        f"{folder} holds other files ({', '.join(foreign[:3])}), which would be lost: give a new "
+        "folder"
+    )
 
 
 def replace_folder(new: Path, old: Path) -> None:

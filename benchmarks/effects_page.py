@@ -129,14 +129,18 @@ def draw(result: dict[str, Any]) -> None:
         label = "all budgets" if name == FULL else "one budget"
         axes[0].errorbar([row["ms"] for row in rows], kid, yerr=error, fmt="o-", color=colour,
                          capsize=2, ms=5, label=f"trained with {label}")  # fmt: skip
-    for name, colour in ((BASELINE, GREY), ("DiT, patch 4", "#999999")):
+    beyond = pick(result, "DiT, patch 4")
+    for name, colour in ((BASELINE, GREY),):
         row = pick(result, name)
         value, low, high = (1000 * row["kid"][key] for key in ("value", "low", "high"))
         axes[0].errorbar([row["ms"]], [value], yerr=[[value - low], [high - value]], fmt="s",
                          color=colour, capsize=2, label=name)  # fmt: skip
     axes[0].set_xlabel("ms of a step of one image (measured)")
     axes[0].set_ylabel("KID-EffLite0 x 1000")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].text(0.02, 0.98, f"DiT, patch 4: {show(beyond['kid'], '.0f')}, {beyond['ms']:.1f} ms",
+                 transform=axes[0].transAxes, va="top", fontsize=8, color=GREY)  # fmt: skip
+    axes[0].margins(y=0.12)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
     axes[0].set_title("Budgets: tail drop 0 to .6", loc="left", fontweight="bold", fontsize=10)
     kept = pick(result, FULL)["kept_by_step"]
     place = [step / (len(kept) - 1) for step in range(len(kept))]
@@ -147,12 +151,19 @@ def draw(result: dict[str, Any]) -> None:
     axes[1].set_ylabel("kept cells, %")
     axes[1].set_title("Kept cells over the way", loc="left", fontweight="bold", fontsize=10)
     names = [*ABLATIONS, *PATCHES[1:]]
+    edge = 1000 * max(abs(pick(result, name)["minus_full"]["low"]) for name in names[:-1])
     for number, name in enumerate(reversed(names)):
         row = pick(result, name)["minus_full"]
         value, left, right = (1000 * row[key] for key in ("value", "low", "high"))
+        if left > 2 * edge:  # would press all others together
+            axes[2].text(1.2 * edge, number, f"{show(row, '+.0f')} $\\rightarrow$", ha="right",
+                         va="center", color=GREY)  # fmt: skip
+            continue
         axes[2].errorbar(value, number, xerr=[[value - left], [right - value]], fmt="o",
                          color=ORANGE if name in ABLATIONS else GREY, capsize=2)  # fmt: skip
     axes[2].set_yticks(range(len(names)), list(reversed(names)))
+    axes[2].set_ylim(-0.5, len(names) - 0.5)
+    axes[2].set_xlim(-1.2 * edge, 1.2 * edge)
     axes[2].axvline(0, color="#999999", lw=0.8)
     axes[2].set_xlabel("KID minus that of DC-DiT, x 1000 (right: worse)")
     axes[2].set_title("What each part is worth", loc="left", fontweight="bold", fontsize=10)

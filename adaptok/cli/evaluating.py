@@ -33,7 +33,8 @@ from adaptok.measure.distances import (
 from adaptok.measure.extractors import FeatureExtractor, extract_features, load_extractor
 from adaptok.measure.machine import Machine, describe_machine
 from adaptok.optional import import_optional
-from adaptok.train.data import IMAGE_ENDINGS, load_emoji
+from adaptok.train.data import load_emoji
+from adaptok.train.image_files import IMAGE_ENDINGS, list_image_files
 from adaptok.train.npz import map_npz_array
 from adaptok.train.pixels import decode_image, resize_pixels
 
@@ -269,14 +270,7 @@ def open_folder(folder: Path) -> Pictures:
         DataError: there is no image, or some are none; the message names them.
     """
     image_module = import_optional("PIL.Image", extra="evaluate")
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_ENDINGS
-        and not file.name.startswith(".")
-        and file.name != GRID
-        and file.is_file()
-    )
+    files = [file for file in list_image_files(folder) if file.name != GRID]
     if not files:
         raise DataError(
             f"{folder} holds no image: put images ({', '.join(sorted(IMAGE_ENDINGS))}) into it"

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from adaptok.cli.terminal import INTERRUPTED, Bar, describe_seconds, err, out, show_progress
-from adaptok.dc.config import read_model_config
+from adaptok.dc.config import TransformerConfig, read_model_config
 from adaptok.errors import ConfigError
 from adaptok.train.batches import fit_run_to_data
 from adaptok.train.config import CHANGEABLE, TrainConfig, flatten
@@ -16,7 +16,17 @@ from adaptok.train.progress import StepReport, TrainSummary
 from adaptok.train.trainer import train
 
 KINDS = {"dc": "DCDiT", "dit": "DiT"}
+PIXELS = ("image_size", "space_to_depth")  # what makes the grid of an image
 SIZES = ("hidden_size", "depth", "num_heads")
+ADAPTIVE = (  # what fixed patches cannot follow
+    "drops",
+    "budget_warmup",
+    "ratio_weight",
+    "ratio_group",
+    "target",
+    "dechunk_sigma",
+    "layout",
+)
 OUTSIDE = (CHANGEABLE - {"steps"}) | {"data", "seed"}  # what a published setting leaves open
 MODEL_OPTIONS = frozenset(
     (
@@ -84,7 +94,8 @@ def read_config(file: str | Path | None, options: dict[str, Any]) -> TrainConfig
     model_options = {name: plain.pop(name) for name in MODEL_OPTIONS & plain.keys()}
     model = values.get("model", {})
     if kind is not None and KINDS[kind] != model.get("kind", KINDS["dc"]):
-        model = {}  # options of another kind of model mean nothing here
+        shared = TransformerConfig.model_fields  # sizes mean the same to both kinds
+        model = {option: value for option, value in model.items() if option in shared}
     if any(name in model_options for name in SIZES) and "scale" not in model_options:
         model = {**model, "scale": None}
     if "scale" in model_options:
@@ -94,7 +105,35 @@ def read_config(file: str | Path | None, options: dict[str, Any]) -> TrainConfig
     chosen = {**model, **model_options}
     name = KINDS[kind] if kind is not None else chosen.get("kind", KINDS["dc"])
     chosen.pop("kind", None)
-    return TrainConfig(**{**values, **plain, "model": read_model_config(name, chosen)})
+    values |= plain
+    if name == KINDS["dc"] and "patch_size" in options:
+        raise ConfigError(
+            f"patch_size={options['patch_size']} is for fixed patches, and a DC-DiT has one cell "
+            "per pixel of its latent: take --space-to-depth, or --model dit"
+        )
+    if name == KINDS["dit"]:
+        refuse_adaptive(options)
+        pixels, cell = (values.get(size, default_of(size)) for size in PIXELS)
+        known = "latent_size" in chosen and not any(size in plain for size in PIXELS)
+        if not known and pixels % cell == 0:  # the data have the last word; patches come before
+            chosen["latent_size"] = pixels // cell
+    return TrainConfig(**{**values, "model": read_model_config(name, chosen)})
+
+
+def default_of(option: str) -> Any:  # noqa: ANN401
+    """Return what an option of a run is if nobody gives it."""
+    return TrainConfig.model_fields[option].default
+
+
+def refuse_adaptive(options: dict[str, Any]) -> None:
+    """Raise a `ConfigError` if an option came that a fixed-patch model cannot follow."""
+    given = [name for name in ADAPTIVE if name in options]
+    if given:
+        name = given[0]
+        raise ConfigError(
+            f"{name}={plain_value(options[name])} is for a model that chooses its tokens, and one "
+            "with fixed patches keeps all of them: leave it out, or take --model dc"
+        )
 
 
 def open_config(name: str | Path) -> TrainConfig:

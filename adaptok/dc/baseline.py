@@ -12,7 +12,7 @@ from adaptok.dc.config import DiTConfig
 from adaptok.dc.inputs import check_inputs
 from adaptok.dc.position import encode_grid
 from adaptok.dc.scaffold import LabelEmbedder, TimestepEmbedder
-from adaptok.diffusion.guidance import combine_halves
+from adaptok.diffusion.guidance import check_guidance, combine_halves
 from adaptok.errors import BudgetError, ShapeError
 
 
@@ -157,9 +157,13 @@ class DiT(nn.Module):
 
         Raises:
             BudgetError: a budget was asked for.
-            ShapeError: the batch is odd, or another input has the wrong shape.
+            ShapeError: the batch is odd, another input has the wrong shape, or more channels are
+                guided than a latent has.
+            ConfigError: the scale is no finite number.
         """
         refuse_budget(uncond_drop, uncond_keep, uncond_tokens)
+        channels = self.config.in_channels if guided_channels is None else guided_channels
+        check_guidance(cfg_scale, channels, self.config.in_channels)
         if x.ndim != 4 or x.shape[0] % 2:
             raise ShapeError(
                 "guidance needs a conditional and an unconditional half, (2b, c, h, w), got "
@@ -167,7 +171,6 @@ class DiT(nn.Module):
             )
         both = x[: x.shape[0] // 2].repeat(2, 1, 1, 1)
         out = self(both, t, y, drop=drop, keep=keep, tokens=tokens)
-        channels = self.config.in_channels if guided_channels is None else guided_channels
         guided = combine_halves(out, cfg_scale, channels)
         return (guided, None) if return_routing else guided
 

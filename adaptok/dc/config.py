@@ -184,7 +184,7 @@ class DiTConfig(TransformerConfig):
 MODEL_CONFIGS: dict[str, type[TransformerConfig]] = {"DCDiT": DCDiTConfig, "DiT": DiTConfig}
 
 
-def read_model_config(kind: str, values: dict[str, Any]) -> TransformerConfig:
+def read_model_config(kind: object, values: dict[str, Any]) -> TransformerConfig:
     """Make the options of a model from its kind and plain values, as a checkpoint names them.
 
     Args:
@@ -197,7 +197,7 @@ def read_model_config(kind: str, values: dict[str, Any]) -> TransformerConfig:
     Raises:
         ConfigError: the kind is unknown, or the options are not valid.
     """
-    if kind not in MODEL_CONFIGS:
+    if not isinstance(kind, str) or kind not in MODEL_CONFIGS:
         raise ConfigError(
             f"{kind!r} is no kind of model: known are {', '.join(sorted(MODEL_CONFIGS))}"
         )

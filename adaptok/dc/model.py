@@ -29,7 +29,7 @@ from adaptok.dc.inputs import check_inputs
 from adaptok.dc.position import CellCodes, encode_grid
 from adaptok.dc.router import make_router
 from adaptok.dc.scaffold import ConvStack, LabelEmbedder, TimestepEmbedder
-from adaptok.diffusion.guidance import combine_halves
+from adaptok.diffusion.guidance import check_guidance, combine_halves
 from adaptok.errors import ShapeError
 from adaptok.regions import Regional, mark_dynamic
 from adaptok.routing import Context, Routing
@@ -321,9 +321,13 @@ class DCDiT(Regional, Budgeted):
             the routing if asked for.
 
         Raises:
-            ShapeError: the batch is odd, or another input has the wrong shape.
+            ShapeError: the batch is odd, another input has the wrong shape, or more channels are
+                guided than a latent has.
+            ConfigError: the scale is no finite number.
             BudgetError: the halves have different kinds of budgets.
         """
+        channels = self.config.in_channels if guided_channels is None else guided_channels
+        check_guidance(cfg_scale, channels, self.config.in_channels)
         if x.ndim != 4 or x.shape[0] % 2:
             raise ShapeError(
                 "guidance needs a conditional and an unconditional half, (2b, c, h, w), got "
@@ -334,7 +338,6 @@ class DCDiT(Regional, Budgeted):
         uncond = merge_budget(cond, keep=uncond_keep, tokens=uncond_tokens, drop=uncond_drop)
         budget = pair_budgets(cond, uncond, half)
         out, plan = self.run(x[:half].repeat(2, 1, 1, 1), t, y, budget)
-        channels = self.config.in_channels if guided_channels is None else guided_channels
         guided = combine_halves(out, cfg_scale, channels)
         return (guided, plan.routing) if return_routing else guided
 

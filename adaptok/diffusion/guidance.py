@@ -1,10 +1,13 @@
 """Classifier-free guidance: pure functions on what a model said with and without its label."""
 
+import math
+from numbers import Real
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.errors import ShapeError
+from adaptok.errors import ConfigError, ShapeError
 
 
 def guide(
@@ -55,6 +58,28 @@ def guide(
         torch.cat([mixed, cond[:, guided:]], dim=1),
         torch.cat([mixed, uncond[:, guided:]], dim=1),
     )
+
+
+def check_guidance(scale: object, guided: int, image_channels: int) -> None:
+    """Raise unless guidance keeps to the image: a variance is no direction to walk in.
+
+    Args:
+        scale: guidance scale.
+        guided: leading channels that are guided.
+        image_channels: channels of a latent; those behind them are of the variance.
+
+    Raises:
+        ConfigError: the scale is no finite number.
+        ShapeError: there are not as many channels of the image.
+    """
+    known = torch.compiler.is_compiling() or isinstance(scale, torch.Tensor)
+    if not known and not (isinstance(scale, Real) and math.isfinite(scale)):
+        raise ConfigError(f"cfg_scale is a finite number, got {scale!r}")
+    if not 1 <= guided <= image_channels:
+        raise ShapeError(
+            f"guided_channels is 1 to {image_channels}, the channels of a latent, got {guided}: "
+            "None means all of them"
+        )
 
 
 def combine_halves(

@@ -28,11 +28,31 @@ from adaptok.storage import (
 from adaptok.train.sharding import shard_like
 
 FOLDER = "checkpoints"
+SHOWN_CLASSES = 8
 STATE_FILE = "state.json"
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 NAME = re.compile(r"step-(\d{8,})")
+
+
+class DataMark(Config):
+    """What a run learns from, so that it does not go on with something else.
+
+    Args:
+        images: how many there are.
+        class_names: names of the classes in the order of their labels.
+        labels: a fingerprint of all labels in order.
+    """
+
+    images: int
+    class_names: tuple[str, ...]
+    labels: str
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.class_names[:SHOWN_CLASSES])
+        more = ", ..." if len(self.class_names) > SHOWN_CLASSES else ""
+        return f"{self.images} images of {len(self.class_names)} classes ({shown}{more})"
 
 
 class RunState(Config):
@@ -45,6 +65,7 @@ class RunState(Config):
         window: sums of what was measured since the last line of the log.
         window_steps: steps in those sums.
         scaler: state of the loss scaling of fp16.
+        data: what it learned from; None in checkpoints of before there was this mark.
         versions: packages that the checkpoint was made with.
         version: version of this layout.
     """
@@ -55,6 +76,7 @@ class RunState(Config):
     window: dict[str, float] = Field(default_factory=dict)
     window_steps: int = 0
     scaler: dict[str, float] = Field(default_factory=dict)
+    data: DataMark | None = None
     versions: dict[str, str] = Field(
         default_factory=lambda: {
             "adaptok": __version__,
@@ -82,6 +104,22 @@ class Checkpoint:
     ema: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     folder: Path = field(default=Path())
+
+
+def check_same_data(found: DataMark, known: DataMark | None, name: str) -> None:
+    """Raise a `ConfigError` unless a run goes on with the images that it began with.
+
+    Args:
+        found: what is there now.
+        known: what the checkpoint learned from; None passes.
+        name: of the data, as the user gave it.
+    """
+    if known is not None and found != known:
+        alike = "" if str(found) != str(known) else ", whose labels are others"
+        raise ConfigError(
+            f"this run learned from {known}, and {name} holds {found} now{alike}: what a class "
+            "means would change. Give it the same images again, or begin in another output folder"
+        )
 
 
 def list_checkpoints(output: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Options of a training run, and whether model and data fit each other."""
 
 import math
+from collections.abc import Set
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -286,12 +287,15 @@ def check_fit(config: TrainConfig, num_classes: int) -> None:
         )
 
 
-def check_same_run(config: TrainConfig, saved: dict[str, Any]) -> None:
+def check_same_run(
+    config: TrainConfig, saved: dict[str, Any], other: Set[str] = frozenset()
+) -> None:
     """Raise a `ConfigError` unless a run may go on from what was saved with other options.
 
     Args:
         config: the options that came now.
         saved: the options that the checkpoint was made with, as plain values.
+        other: further options that may change.
 
     Raises:
         ConfigError: options differ that decide what is learned; all are named.
@@ -301,7 +305,7 @@ def check_same_run(config: TrainConfig, saved: dict[str, Any]) -> None:
     changed = [
         f"{name}={before.get(name)!r} was saved and {now.get(name)!r} came"
         for name in sorted(now.keys() | before.keys())
-        if now.get(name) != before.get(name) and name not in CHANGEABLE
+        if now.get(name) != before.get(name) and name not in CHANGEABLE | other
     ]
     if changed:
         raise ConfigError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adaptok.errors import DataError, DtypeError
 from adaptok.train.emoji import decode_emoji, read_emoji_index
+from adaptok.train.image_files import IMAGE_ENDINGS, is_image_file, list_image_files
 from adaptok.train.latents import is_latent_cache
 from adaptok.train.pixels import (
     decode_image,
@@ -42,9 +43,6 @@ __all__ = [
 
 Split = Literal["train", "test", "all"]
 
-IMAGE_ENDINGS = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-)
 MAX_CLASSES = 100_000  # more in an .npz means that the labels are something else
 
 
@@ -265,10 +263,13 @@ def load_image_folder(path: str | Path, *, size: int = 64) -> ImageSet:
         raise DataError(f"{root} is no folder: give a folder of images")
     try:
         children = sorted(child for child in root.iterdir() if not child.name.startswith("."))
-        loose = [child for child in children if _is_image(child)]
-        classes = {child.name: _find_images(child) for child in children if child.is_dir()}
+        loose = [child for child in children if is_image_file(child)]
+        classes = {child.name: list_image_files(child) for child in children if child.is_dir()}
+        lost = [child for child in children if child.is_symlink() and not child.exists()]
     except OSError as error:
         raise DataError(f"cannot list {root} ({error}): make it readable") from error
+    if any(not is_image_file(child) for child in lost):
+        raise DataError(f"{lost[0]} is a link to nothing: mend or remove it")
     if loose and any(classes.values()):
         raise DataError(
             f"{root} holds both images and class folders: move the images into a class folder"
@@ -374,15 +375,6 @@ def _stack_images(
     if size is not None and len(pixels):
         pixels = np.stack([resize_pixels(image, size) for image in pixels])
     return torch.from_numpy(rearrange(pixels, "n h w c -> n c h w").copy())
-
-
-def _find_images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if _is_image(file))
-
-
-def _is_image(file: Path) -> bool:
-    hidden = file.name.startswith(".")
-    return not hidden and file.suffix.lower() in IMAGE_ENDINGS and file.is_file()
 
 
 def _check_size(size: int) -> None:

@@ -15,7 +15,7 @@ from adaptok.dc.config import DCDiTConfig
 from adaptok.errors import ConfigError
 from adaptok.optional import import_optional
 from adaptok.train.batches import Share, TrainingSet, check_share, draw_batch
-from adaptok.train.checkpoint import STATE_FILE
+from adaptok.train.checkpoint import STATE_FILE, DataMark
 from adaptok.train.config import TrainConfig
 from adaptok.train.sharding import Sharding, read_sharding
 
@@ -178,6 +178,20 @@ def fingerprint_data(config: TrainConfig, images: TrainingSet) -> str:
         images.labels.numpy().tobytes(),
         "\n".join(images.class_names).encode(),
         *(part.numpy().tobytes() for parts in drawn for part in parts),
+    )
+
+
+def mark_data(images: TrainingSet) -> DataMark:
+    """Return what says that images are the same ones, wherever they lie.
+
+    Args:
+        images: what a run learns from.
+    """
+    labels = images.labels
+    return DataMark(
+        images=len(labels),
+        class_names=images.class_names,
+        labels=fingerprint(labels.numpy().tobytes()),
     )
 
 

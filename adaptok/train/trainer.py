@@ -14,6 +14,7 @@ from adaptok.train.batches import StepBatches, TrainingSet, load_batches, open_t
 from adaptok.train.checkpoint import (
     Checkpoint,
     RunState,
+    check_same_data,
     list_checkpoints,
     load_checkpoint,
     name_checkpoint,
@@ -34,6 +35,7 @@ from adaptok.train.processes import (
     fingerprint,
     fingerprint_checkpoint,
     fingerprint_data,
+    mark_data,
 )
 from adaptok.train.progress import (
     StepReport,
@@ -173,7 +175,9 @@ class Run:
     def take_over(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
         state = checkpoint.state
-        check_same_run(self.config, state.config)
+        moved = state.data is not None  # its mark says more than where it lies
+        check_same_run(self.config, state.config, {"data"} if moved else set())
+        check_same_data(mark_data(self.images), state.data, self.config.data)
         if state.step > self.config.steps:
             raise ConfigError(
                 f"{checkpoint.folder} has done {state.step} steps and steps={self.config.steps}: "
@@ -282,6 +286,7 @@ class Run:
             window=window,
             window_steps=learner.window.steps,
             scaler=learner.scaler.state_dict(),
+            data=mark_data(self.images),
         )
         checkpoint = Checkpoint(
             state=state,

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adaptok.calibrated import CalibrationRecord, Fitted, RunBatch, read_wanted
-from adaptok.errors import ConfigError, DataError
+from adaptok.calibrated import CalibrationRecord, Fitted, RunBatch, check_share, read_wanted
+from adaptok.errors import DataError
 from adaptok_exit.calibration import fit_thresholds
 from adaptok_exit.comparing import SIMILARITY, check_compared, compare, read_answer
 from adaptok_exit.confidence import ConfidenceExit
@@ -25,8 +25,7 @@ def plan_exits(stage: ConfidenceExit, wanted: Mapping[str, Any]) -> dict[str, An
     plan = read_wanted(stage.name, wanted, defaults)
     check_compared(plan["compared"])
     for name in ("agreement", "certainty"):
-        if not 0.0 < plan[name] < 1.0:
-            raise ConfigError(f"{name} is a share in (0, 1), got {plan[name]!r}")
+        check_share(name, plan[name])
     return plan
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adaptok import Budget, Moment
-from adaptok.calibrated import CalibrationRecord, Fitted, RunBatch, read_wanted
+from adaptok.calibrated import CalibrationRecord, Fitted, RunBatch, check_share, read_wanted
 from adaptok.errors import ConfigError, DataError
 from adaptok_merge.matching import match_alternately
 from adaptok_merge.rates import Rates, count_left, list_rates
@@ -46,8 +46,8 @@ def plan_merging(stage: "ToMe", wanted: Mapping[str, Any]) -> dict[str, Any] | N
         fit = "threshold" if keep is not None or stage.threshold is not None else "r"
     if fit not in ("threshold", "r"):
         raise ConfigError(f"fit of {stage.name!r} is 'threshold' or 'r', got {fit!r}")
-    if keep is not None and not 0.0 < keep < 1.0:
-        raise ConfigError(f"keep is a share of the cells in (0, 1), got {keep!r}")
+    if keep is not None:
+        check_share("keep", keep)
     if fit == "threshold" and keep is None:
         if wanted:
             raise ConfigError("a threshold is fitted to a share of the cells: give keep=, too")

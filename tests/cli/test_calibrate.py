@@ -49,7 +49,7 @@ def test_json_for_machines_and_an_adapter(run, tmp_path):
         (["--stack", "tome", "--adapter", "x"], "give either --stack or --adapter"),
         (["--stack", "evit"], "there is nothing to fit for evit"),
         (["--stack", "tome", "--want", "tome"], "'tome' is no wish"),
-        (["--stack", "tome", "--want", "tome.keep=7"], "keep is a share of the cells in (0, 1)"),
+        (["--stack", "tome", "--want", "tome.keep=7"], "keep is a share in (0, 1)"),
         (["--stack", "tome", "--want", "exit.agreement=.9"], "wanted of 'exit'"),
     ],
 )

@@ -1,5 +1,7 @@
 """`adaptok sample`."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -141,7 +143,15 @@ class TestLabels:
     def test_found(self, model_folder, text, label):
         assert read_label(text, load_model(model_folder)) == label
 
-    @pytest.mark.parametrize("text", ["", "-1", "8", "&", "dog"])
+    def test_a_class_called_by_a_number_is_found_by_its_name(self, model_folder):
+        trained = load_model(model_folder)
+        names = ("1", "10", "2", "e", "f", "g", "h", "i")
+        card = trained.card.model_copy(update={"class_names": names})
+        numbered = replace(trained, card=card)
+        found = [read_label(text, numbered) for text in ("1", "10", "2", "3", "7")]
+        assert found == [0, 1, 2, 3, 7]
+
+    @pytest.mark.parametrize("text", ["", "-1", "8", "&", "dog", "\N{SUPERSCRIPT TWO}", "--5"])
     def test_not_found(self, model_folder, text):
         with pytest.raises(LabelError, match="the classes are 0 Activities"):
             read_label(text, load_model(model_folder))

@@ -73,7 +73,7 @@ def test_interrupted(run, tmp_path, monkeypatch):
         (["--data", "nowhere"], "data 'nowhere' is not found"),
         (["--hidden-size", "100"], "error: --hidden-size=100 is no multiple of --num-heads=6"),
         (["--scale", "S", "--depth", "3"], "leave one of them out"),
-        (["--model", "dit", "--target", "4"], "target: this option does not exist"),
+        (["--model", "dit", "--target", "4"], "error: --target=4.0 is for a model that chooses"),
         (["--config", "no.json"], "cannot read the configuration no.json"),
         (["--config", "S-256"], "there is no such file, and the published runs are paper/S-256,"),
         (["--config", "paper/S-128"], "no published run 'paper/S-128': there are paper/S-256,"),
@@ -113,11 +113,35 @@ class TestReadConfig:
         TrainConfig(model=DCDiTConfig(hidden_size=64, depth=3, num_heads=2)).to_json_file(file)
         assert read_config(file, {"scale": "B"}).model == DCDiTConfig(scale="B")
 
-    def test_other_kind_of_model(self, tmp_path):
+    @pytest.mark.parametrize(
+        "sizes", [{"scale": "B"}, {"hidden_size": 64, "depth": 2, "num_heads": 2}]
+    )
+    def test_the_baseline_of_a_run_has_its_sizes(self, tmp_path, sizes):
         file = tmp_path / "config.json"
-        TrainConfig(model=DCDiTConfig(scale="B", target=3.0)).to_json_file(file)
+        TrainConfig(model=DCDiTConfig(**sizes, target=3.0, latent_size=24)).to_json_file(file)
         model = read_config(file, {"kind": "dit", "patch_size": 4}).model
-        assert model == DiTConfig(scale="S", patch_size=4)
+        assert model == DiTConfig(**sizes, latent_size=24, patch_size=4)
+        wide = read_config(file, {"kind": "dit", "patch_size": 4, "scale": "L"}).model
+        assert (wide.depth, wide.latent_size) == (24, 24)
+
+    @pytest.mark.parametrize(("pixels", "cell", "patch"), [(9, 1, 3), (50, 2, 5), (20, 1, 5)])
+    def test_a_patch_divides_the_images_that_are_there(self, pixels, cell, patch):
+        asked = {"kind": "dit", "patch_size": patch, "image_size": pixels, "space_to_depth": cell}
+        assert read_config(None, asked).model.grid == (pixels // cell,) * 2
+        with pytest.raises(ConfigError, match="does not divide"):
+            read_config(None, asked | {"patch_size": patch + 1})
+
+    @pytest.mark.parametrize(
+        ("kind", "option", "message"),
+        [
+            ("dit", {"drops": (0.0, 0.3)}, r"drops=\(0.0, 0.3\) is for a model that chooses"),
+            ("dit", {"target": 3.0}, "target=3.0 is for a model that chooses its tokens"),
+            ("dc", {"patch_size": 2}, "patch_size=2 is for fixed patches"),
+        ],
+    )
+    def test_options_of_the_other_model_are_refused(self, kind, option, message):
+        with pytest.raises(ConfigError, match=message):
+            read_config(None, {"kind": kind} | option)
 
     def test_ratio_group(self):
         assert read_config(None, {"ratio_group": 8}).ratio_group == 8

@@ -5,8 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adaptok import DCDiT, DCDiTConfig
+from adaptok.dc.baseline import DiT
+from adaptok.dc.config import DiTConfig
 from adaptok.diffusion.guidance import combine_halves, guide
-from adaptok.errors import AdaptokError, ShapeError
+from adaptok.errors import AdaptokError, ConfigError, ShapeError
 
 
 @given(
@@ -70,3 +73,17 @@ def test_gradient_reaches_both_halves():
     assert out.grad is not None
     assert torch.equal(out.grad[0, :3], torch.full((3, 2, 2), 1.5))
     assert torch.equal(out.grad[1, :3], torch.full((3, 2, 2), -0.5))
+
+
+@pytest.mark.parametrize(("kind", "config"), [(DCDiT, DCDiTConfig), (DiT, DiTConfig)])
+def test_models_guide_no_variance_and_by_no_nan(kind, config):
+    sizes = {"hidden_size": 64, "depth": 1, "num_heads": 2, "latent_size": 8, "num_classes": 4}
+    model = kind(config(**sizes, in_channels=4))
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([5, 5]), torch.tensor([1, 4])
+    assert model.forward_with_cfg(x, t, y, 2.0, guided_channels=4).shape == (2, 8, 8, 8)
+    for wrong in (0, 5, 9):
+        with pytest.raises(ShapeError, match=f"guided_channels is 1 to 4.*, got {wrong}"):
+            model.forward_with_cfg(x, t, y, 2.0, guided_channels=wrong)
+    for scale in (float("nan"), float("inf"), "2", None):
+        with pytest.raises(ConfigError, match="cfg_scale is a finite number"):
+            model.forward_with_cfg(x, t, y, scale)

@@ -87,6 +87,20 @@ def test_bad_folders(tmp_path, folder):
         load_image_folder(folder, size=8)
 
 
+def test_images_behind_links_count(tmp_path, folder):
+    save(tmp_path / "elsewhere" / "c.png", RED)
+    (folder / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "cat" / "deeper" / "up").symlink_to(folder / "cat")  # which would never end
+    assert load_image_folder(folder, size=16).labels.tolist() == [0, 1, 1, 1]
+    (folder / "cat" / "dead.png").symlink_to(tmp_path / "nothing.png")
+    images = load_image_folder(folder, size=16)
+    with pytest.raises(DataError, match=r"cannot read the image .*dead\.png"):
+        images.take(range(len(images)))
+    (folder / "dog").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="dog is a link to nothing: mend or remove it"):
+        load_image_folder(folder, size=16)
+
+
 # Files of arrays
 
 

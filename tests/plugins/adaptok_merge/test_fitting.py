@@ -148,7 +148,7 @@ def test_bad_wishes_are_refused_and_nothing_changes():
     images = draw_images(0, count=8)
     assert calibrate(model, images.split(4)).unfit == ("tome",)
     for wish, message in (
-        ({"keep": 1.5}, "keep is a share of the cells in \\(0, 1\\), got 1.5"),
+        ({"keep": 1.5}, "keep is a share in \\(0, 1\\), got 1.5"),
         ({"fit": "q"}, "fit of 'tome' is 'threshold' or 'r', got 'q'"),
         ({"fit": "threshold"}, "give keep=, too"),
         ({"share": 1}, "can be asked for fit, keep, got 'share'"),
