@@ -192,8 +192,9 @@ def load(model: Model, folder: str | Path) -> Model:
     check_host(mark_host(model, host, card.host.span), card.host, folder)
     wrap_as(model, card.wrap, folder)
     try:
-        for stage in list_budgeted(require_adaptive(model)) if card.uncond else ():
-            stage.take_budget(stage.budget_setting, card.uncond.to_budget())
+        if card.uncond is not None:
+            for stage in list_budgeted(require_adaptive(model)):
+                stage.take_budget(stage.budget_setting, card.uncond.to_budget())
         fill(model, card, weights, folder)
     except BaseException:
         unwrap(model)

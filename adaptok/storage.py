@@ -72,6 +72,8 @@ def refuse_foreign_files(folder: Path, names: set[str]) -> None:
         folder: the folder; it need not be there.
         names: files that may be replaced.
     """
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"cannot write the folder {folder}: a file of that name is there")
     foreign = list_foreign_files(folder, names)
     if foreign:
         raise make_foreign_error(folder, foreign)

@@ -88,7 +88,8 @@ def test_a_copy_is_in_no_context_of_the_original(copied):
         assert not seen.steps
         model(image)
     assert len(seen.steps) == 1
-    assert other.blocks.observers == () and other.blocks.request is None
+    assert other.blocks.observers == ()
+    assert other.blocks.request is None
 
 
 def test_losses_are_summed_over_all_wrapped_models(pair):

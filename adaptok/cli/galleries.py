@@ -13,6 +13,7 @@ from adaptok.budgets import Budget
 from adaptok.cli.terminal import out, show_progress
 from adaptok.errors import ConfigError
 from adaptok.see import draw_gallery, find_exhibits, save_figure
+from adaptok.see.canvas import check_ending
 from adaptok.see.specimens import load_emoji
 from adaptok.train.pixels import decode_image
 
@@ -42,6 +43,7 @@ def make_gallery(asked: GalleryOptions) -> None:
         AdaptokError: an image cannot be used, or the picture cannot be written.
     """
     Budget(keep=asked.keep)
+    check_ending(asked.output)
     names = asked.emoji if asked.emoji or asked.images else EMOJI
     if len(names) + len(asked.images) > MOST:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """What is read off a pretrained fixed-patch DiT, so that its blocks can be used elsewhere."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -108,7 +109,8 @@ def read_facebook(dit: nn.Module) -> HostDiT:
     embedder = dit.get_submodule("t_embedder")
 
     def run_block(block: nn.Module, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        out: Tensor = block(x, embedder(t).to(x.dtype) + table[y].to(x.dtype))
+        exact = copy.deepcopy(embedder).float()  # as the weights that are taken over
+        out: Tensor = block(x, exact(t).to(x.dtype) + table[y].to(x.dtype))
         return out
 
     return HostDiT(

@@ -100,7 +100,8 @@ def sample(
         scheduler: `"ddpm"` (random steps with the learned variance), `"dpm"` (DPM-Solver++,
             good with 20 steps), `"flow-euler"` (for flow matching).
         steps: number of model calls.
-        seed: image `i` has the seed `seed + i`; or one seed per image.
+        seed: image `i` has the seed `seed + i`; or one seed per image. Seeds that differ by 2**32
+            draw the same noise.
         guidance_scale: 1 runs the model with labels only, once per step.
         guided_channels: leading channels that are guided; None leaves it to the model.
         drop: tail-drop fraction, one number or one per image. At most one of `drop`, `keep` and

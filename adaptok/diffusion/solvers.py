@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -167,9 +168,10 @@ def make_hybrid_solver(name: str, objective: HybridObjective, steps: int) -> Sol
     return Solver(name, scheduler, objective)
 
 
-def check_steps(name: str, steps: object, low: int, high: int | None) -> None:
+def check_steps(name: str, steps: Any, low: int, high: int | None) -> None:
     """Raise a `ConfigError` unless a scheduler can take so many steps."""
-    whole = steps if isinstance(steps, int) and not isinstance(steps, bool) else 0
+    odd = isinstance(steps, bool) or not isinstance(steps, Integral)
+    whole = 0 if odd else int(steps)
     if whole < low or (high is not None and whole > high):
         bound = f"{low} or more" if high is None else f"{low} to {high}"
         raise ConfigError(f"the scheduler {name!r} takes {bound} steps, got {steps!r}")
@@ -179,7 +181,8 @@ def make_generators(seed: int | Sequence[int], b: int) -> tuple[torch.Generator,
     """Make one source of random numbers per image, on the CPU.
 
     Args:
-        seed: image `i` has the seed `seed + i`; or one seed per image.
+        seed: image `i` has the seed `seed + i`; or one seed per image. The CPU's generator takes
+            32 bits: seeds that differ by 2**32 draw the same.
         b: number of images.
 
     Returns:
@@ -197,12 +200,12 @@ def make_generators(seed: int | Sequence[int], b: int) -> tuple[torch.Generator,
         raise ConfigError(f"one seed per image means {b} seeds here, got {len(seeds)}")
     for value in seeds:
         check_seed(value)
-    return tuple(torch.Generator("cpu").manual_seed(value) for value in seeds)
+    return tuple(torch.Generator("cpu").manual_seed(int(value)) for value in seeds)
 
 
-def check_seed(seed: object) -> None:
+def check_seed(seed: Any) -> None:
     """Raise a `ConfigError` unless a generator can take a seed."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
         raise ConfigError(f"a seed needs a whole number from 0 to 2**63 - 1, got {seed!r}")
 
 

@@ -179,6 +179,22 @@ def to_array(image: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.ascontiguousarray(image.detach().cpu().permute(1, 2, 0).numpy())
 
 
+def check_ending(path: str | Path) -> None:
+    """Raise a `StorageError` if no picture can be written under a name, before it is drawn.
+
+    Args:
+        path: the file.
+    """
+    backends = import_optional("matplotlib.backend_bases", extra="see")
+    known = backends.FigureCanvasBase.get_supported_filetypes()
+    ending = Path(path).suffix.removeprefix(".").lower()
+    if ending and ending not in known:
+        raise StorageError(
+            f"cannot write the picture {path}: {ending!r} is no format of pictures, use an ending "
+            "such as .png"
+        )
+
+
 def save_figure(figure: "matplotlib.figure.Figure", path: str | Path) -> Path:
     """Write a figure to a file; its ending (`.png`, `.svg`, `.pdf`) says the format.
 

@@ -9,6 +9,7 @@ from PIL import Image
 from see_figures import assert_tidy, words_of
 
 import adaptok
+from adaptok.cli import galleries
 from adaptok.discovery import HOST
 from adaptok.errors import BudgetError, ShapeError
 from adaptok.see import draw_gallery, find_exhibits
@@ -191,7 +192,7 @@ def test_command(run, plugin, tmp_path):
         assert min(image.size) > 500
 
 
-def test_wrong_options(run, tmp_path):
+def test_wrong_options(run, tmp_path, monkeypatch):
     for options, words in (
         (["--emoji", "parot"], "did you mean parrot"),
         (["--image", tmp_path / "none.png"], "cannot read the image"),
@@ -201,3 +202,7 @@ def test_wrong_options(run, tmp_path):
         result = run("gallery", "--output", tmp_path / "gallery.png", *options)
         assert result.exit_code == 2, options
         assert words in result.stderr
+    monkeypatch.setattr(galleries, "find_exhibits", pytest.fail)  # before anything is run
+    result = run("gallery", "--output", tmp_path / "gallery.txt")
+    assert result.exit_code == 1
+    assert "'txt' is no format of pictures" in result.stderr

@@ -102,6 +102,10 @@ def test_a_folder_with_other_files_is_refused(run, tmp_path, pictures):
     result = run("tune", *TINY, "--images", pictures, "-o", tmp_path / "own")
     assert result.exit_code == 1, result.output
     assert (tmp_path / "own" / "letter.txt").exists()
+    result = run("tune", *TINY, "--images", pictures, "-o", tmp_path / "own" / "letter.txt")
+    assert result.exit_code == 1, result.output
+    assert "a file of that name is there" in result.stderr
+    assert "learns from" not in result.output
 
 
 def test_too_few_images(run, tmp_path, pictures):

@@ -107,6 +107,17 @@ def test_blocks_of_the_baseline_are_taken_over():
     assert all(torch.equal(value, before[name]) for name, value in host.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_host_in_half_precision_gives_its_weights_exactly(dtype):
+    host = make_dit().to(dtype)
+    model = upcycle(host)
+    exact = copy.deepcopy(host).float()
+    assert next(model.parameters()).dtype == torch.float32
+    assert_same_blocks(
+        model, lambda i, x, t, y: exact.blocks[i](x, exact.t_embedder(t) + exact.y_embedder(y))
+    )
+
+
 def test_blocks_of_research_code_are_taken_over():
     host = ResearchDiT(patch=4)
     model = upcycle(host, latent_size=(20, 16), target=3.0, layout="bucketed")
