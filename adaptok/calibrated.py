@@ -165,7 +165,25 @@ class CalibrationRecord:
 
 
 @runtime_checkable
-class Calibrated(Protocol):
+class Adjustable(Protocol):
+    """A stage with settings that change after a wrap; `adaptok.save` keeps them."""
+
+    def read_settings(self) -> Mapping[str, Any]:
+        """Return the settings of now, as `apply_settings` takes them."""
+
+    def apply_settings(self, settings: Mapping[str, Any]) -> None:
+        """Run with other settings from now on, or raise and change nothing.
+
+        Args:
+            settings: as `read_settings` gave them, or of a fit.
+
+        Raises:
+            ConfigError: they are none of this stage.
+        """
+
+
+@runtime_checkable
+class Calibrated(Adjustable, Protocol):
     """A stage with settings that are fitted to data (see `adaptok.calibrate`).
 
     Rows of `measure_batch` all have the same names, and say all that `fit_settings` needs, so that
@@ -208,19 +226,6 @@ class Calibrated(Protocol):
             DataError: the records do not tell enough.
         """
 
-    def read_settings(self) -> Mapping[str, Any]:
-        """Return the settings of now, as `apply_settings` takes them."""
-
-    def apply_settings(self, settings: Mapping[str, Any]) -> None:
-        """Run with other settings from now on, or raise and change nothing.
-
-        Args:
-            settings: of a fit.
-
-        Raises:
-            ConfigError: they are none of this stage.
-        """
-
 
 def as_calibrated(stage: object) -> Calibrated | None:
     """Return a stage if it has settings that are fitted to data."""
@@ -228,7 +233,7 @@ def as_calibrated(stage: object) -> Calibrated | None:
 
 
 def read_settings(stages: Mapping[str, object]) -> dict[str, dict[str, Any]]:
-    """Return what stages run with of all that is fitted to data.
+    """Return what stages run with of all that may change after a wrap, such as what was fitted.
 
     Args:
         stages: by name.
@@ -236,9 +241,10 @@ def read_settings(stages: Mapping[str, object]) -> dict[str, dict[str, Any]]:
     Returns:
         Settings by name of the stage, of those that have some.
     """
-    fitted = {name: as_calibrated(stage) for name, stage in stages.items()}
     return {
-        name: dict(stage.read_settings()) for name, stage in fitted.items() if stage is not None
+        name: dict(stage.read_settings())
+        for name, stage in stages.items()
+        if isinstance(stage, Adjustable)
     }
 
 
@@ -254,10 +260,10 @@ def change_settings(
     Raises:
         ConfigError: a stage is not there, has nothing that is fitted, or refuses its settings.
     """
-    chosen: dict[str, Calibrated] = {}
+    chosen: dict[str, Adjustable] = {}
     for name in settings:
-        stage = as_calibrated(stages.get(name))
-        if stage is None:
+        stage = stages.get(name)
+        if not isinstance(stage, Adjustable):
             raise ConfigError(
                 f"there are settings of the stage {name!r}, and among {', '.join(stages)} there is "
                 "none of that name that takes settings"

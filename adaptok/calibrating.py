@@ -138,6 +138,11 @@ def plan_stages(stages: Mapping[str, Stage], wanted: Wishes) -> dict[str, dict[s
         ConfigError: a wish is wrong, or for a stage that is not there or has nothing to fit.
     """
     plans = {}
+    for name, wish in wanted.items():
+        if not isinstance(wish, Mapping):
+            raise ConfigError(
+                f"what is wanted of {name!r} is a mapping such as {{'keep': 0.5}}, got {wish!r}"
+            )
     for name, stage in stages.items():
         fitting = as_calibrated(stage)
         found = None if fitting is None else fitting.plan_calibration(wanted.get(name, {}))

@@ -195,7 +195,16 @@ def check_reduction(reduction: Reduction, moment: Moment, name: str, drops: bool
             f"the stage {name!r} made {k} tokens of {m}: a reduction leaves at least one, and no "
             "more than there were"
         )
-    if torch.compiler.is_compiling() or reduction.places.device.type != "cpu":
+    if torch.compiler.is_compiling():
+        return
+    left = reduction.lengths or (k,) * b
+    if moment.counts is not None and left != moment.counts:
+        raise ReductionError(
+            f"the stage {name!r} left {list(left)} tokens where the budget leaves "
+            f"{list(moment.counts)}: read moment.counts, one number for each sample, and give "
+            "lengths= where they differ"
+        )
+    if reduction.places.device.type != "cpu":
         return
     low, high = (int(edge) for edge in reduction.owner.aminmax())
     first, last = (int(edge) for edge in reduction.places.aminmax())

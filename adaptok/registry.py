@@ -26,6 +26,7 @@ INTERFACES: dict[Kind, type[Any]] = {
     "backbone": Backbone,
 }
 NAME = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
+METHODS: tuple[Kind, ...] = ("chunker", "stage")  # a stack and `chunker=` take names of both
 NOTEBOOK = "__main__"
 
 
@@ -146,6 +147,12 @@ class Registry:
         else:
             check_interface(kind, name, target)
         entry = Entry(kind, name, target, self.origin, install)
+        for other in METHODS if kind in METHODS else ():
+            if other != kind and (other, name) in self.entries:
+                raise RegistryError(
+                    f"the {kind} {name!r} of {entry.origin} ({entry.path}) cannot be registered: "
+                    f"there is a {other} of that name, and a method has one; choose another name"
+                )
         known = self.entries.get((kind, name))
         if known is not None and not is_same_cell(known, entry):
             raise RegistryError(
@@ -198,6 +205,10 @@ class Registry:
         """Say that a name is unknown, and what might have been meant."""
         names = self.names(kind)
         message = f"there is no {kind} {name!r}: known are {', '.join(names) or 'none'}"
+        for other in METHODS if kind in METHODS else ():
+            if other != kind and self.names(other):
+                message += f", and the {other}s {', '.join(self.names(other))}"
+                names += self.names(other)
         close = difflib.get_close_matches(name, names, n=1)
         if close:
             message += f"; did you mean {close[0]!r}?"

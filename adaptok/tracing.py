@@ -92,7 +92,8 @@ class Trace(Observer):
         flops = self.leave_counter()
         b = call.x.shape[0]
         reused = join_samples(self.reuse, b, missing=0)
-        notes = join_notes(self.open, b)
+        # from the outermost stage to the innermost, also where an outer one told of it later
+        notes = sorted(join_notes(self.open, b), key=lambda note: self.find_place(note.stage))
         grid = notes[0].plan.grid if self.open and self.open[0].of_host else call.grid
         n = math.prod(grid)
         step = TraceStep(
@@ -110,6 +111,10 @@ class Trace(Observer):
         first = next((seen for seen in call.observers if isinstance(seen, Trace)), self)
         if first is self:  # of several open traces, only one tells the plug-ins
             HOST.manager.hook.adaptok_observe(event=step)
+
+    def find_place(self, stage: str) -> int:
+        """Return where a stage stands; one that is not known here comes last."""
+        return self.order.index(stage) if stage in self.order else len(self.order)
 
     def leave_counter(self) -> int:
         """Stop counting, also after a pass that failed, and return what was counted."""

@@ -153,3 +153,27 @@ def test_weights_that_do_not_fit_leave_the_settings_as_they_were(folder, monkeyp
     with pytest.raises(CheckpointError, match="no weights"):
         load(other, folder)
     assert read_settings(other.blocks.adaptok) == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "value", "make"),
+    [
+        ("evit", "keep_rate", 0.3, make_vit),
+        ("teacache", "threshold", 0.4, make_dit),
+        ("firstblock", "threshold", 0.3, make_dit),
+    ],
+)
+def test_what_is_assigned_after_a_wrap_goes_with_the_adapter(tmp_path, stage, name, value, make):
+    model = adaptok.wrap(make(), stack=[stage])
+    before = describe(model)
+    setattr(model.blocks.adaptok[stage], name, value)
+    save(model, tmp_path / "adapter")
+    other = load(make(), tmp_path / "adapter")
+    assert getattr(other.blocks.adaptok[stage], name) == value
+    assert describe(other) == describe(model) != before
+    wrong = {"evit": -1.0, "teacache": -0.5, "firstblock": float("nan")}[stage]
+    card = json.loads((tmp_path / "adapter" / CARD).read_text())
+    card["settings"][stage][name] = wrong
+    (tmp_path / "adapter" / CARD).write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match="do not fit its wrap"):
+        load(make(), tmp_path / "adapter")

@@ -266,3 +266,11 @@ def test_a_split_loses_nothing_and_keeps_batches_together(counts, holdout):
         assert not batches[0] & batches[1]
         assert abs(len(batches[1]) - holdout * groups) <= 1
     assert CalibrationRecord.from_tensors(record.to_tensors()) == record
+
+
+def test_a_wish_that_is_no_mapping_is_refused():
+    with pytest.raises(ConfigError, match="what is wanted of 'tome' is a mapping such as"):
+        calibrate(wrap_vit(), draw_batches(), wanted={"tome": 0.5})
+    for keep in ("half", True, float("nan")):
+        with pytest.raises(ConfigError, match=r"keep is a share in \(0, 1\), got"):
+            calibrate(wrap_vit(), draw_batches(), wanted={"tome": {"keep": keep}})

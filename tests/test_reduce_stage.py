@@ -245,3 +245,29 @@ class NoCount(MergeEnd):
 
     def count_naturally(self, n, steps):
         return None
+
+
+def test_a_stage_that_does_not_follow_its_budget_is_refused():
+    class KeepAll(adaptok.ReduceStage):
+        """Follows one count for all, and forgets that samples may have their own."""
+
+        def __init__(self):
+            super().__init__("keep-all")
+
+        def find_sites(self, inner):
+            return [adaptok.Site(inner.first)]
+
+        def reduce(self, moment):
+            count = moment.count or moment.x.shape[1]
+            places = torch.arange(count).expand(len(moment.x), -1)
+            owner = torch.arange(moment.x.shape[1]).clamp(max=count - 1)
+            return adaptok.Reduction(places, owner.expand(len(moment.x), -1))
+
+    model = adaptok.wrap(make_host(), stack=[KeepAll()], budget=0.5)
+    assert run(model)[1].kept.tolist() == [12] * len(IMAGES)
+    counts = [24, 5, 12]
+    with (
+        adaptok.budget(model, tokens=counts),
+        pytest.raises(ReductionError, match=r"left \[24, 24, 24\] tokens .* leaves \[24, 5, 12\]"),
+    ):
+        run(model)

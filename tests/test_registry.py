@@ -4,6 +4,7 @@ import adaptok
 from adaptok.dc import DCChunker, DCRouter
 from adaptok.errors import MissingPackageError, PluginError, RegistryError, UnknownNameError
 from adaptok.registry import Registry
+from adaptok.testing import make_vit
 
 
 @pytest.fixture
@@ -97,3 +98,18 @@ def test_targets_that_cannot_be_imported_say_what_to_do(registry):
     registry.router("b", "adaptok.dc:Nothing")
     with pytest.raises(PluginError, match=r"said to be adaptok\.dc:Nothing, and there is none"):
         registry.find("router", "b").load()
+
+
+@pytest.mark.parametrize(("first", "second"), [("stage", "chunker"), ("chunker", "stage")])
+def test_a_method_has_one_name(first, second):
+    registry = Registry()
+    targets = {"stage": "mine:Stage", "chunker": "mine:Chunker"}
+    registry.add(first, "merge", targets[first])
+    with pytest.raises(RegistryError, match=f"there is a {first} of that name, and a method has"):
+        registry.add(second, "merge", targets[second])
+    registry.router("merge", "mine:Router")  # a part of another kind may be called so
+
+
+def test_an_unknown_member_of_a_stack_is_told_of_both_kinds():
+    with pytest.raises(UnknownNameError, match=r"no stage 'hent'.*, and the chunkers .*'hnet'"):
+        adaptok.wrap(make_vit(), stack=["hent"])

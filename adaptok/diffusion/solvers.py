@@ -168,7 +168,7 @@ def make_hybrid_solver(name: str, objective: HybridObjective, steps: int) -> Sol
     return Solver(name, scheduler, objective)
 
 
-def check_steps(name: str, steps: Any, low: int, high: int | None) -> None:
+def check_steps(name: str, steps: Any, low: int, high: int | None) -> None:  # noqa: ANN401
     """Raise a `ConfigError` unless a scheduler can take so many steps."""
     odd = isinstance(steps, bool) or not isinstance(steps, Integral)
     whole = 0 if odd else int(steps)
@@ -203,7 +203,7 @@ def make_generators(seed: int | Sequence[int], b: int) -> tuple[torch.Generator,
     return tuple(torch.Generator("cpu").manual_seed(int(value)) for value in seeds)
 
 
-def check_seed(seed: Any) -> None:
+def check_seed(seed: Any) -> None:  # noqa: ANN401
     """Raise a `ConfigError` unless a generator can take a seed."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
         raise ConfigError(f"a seed needs a whole number from 0 to 2**63 - 1, got {seed!r}")

@@ -1,11 +1,13 @@
 """First-block cache: the first block always runs, and says whether the others have to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adaptok import BlockCall, BlockRange
+from adaptok.calibrated import read_setting
 from adaptok.errors import StackError
 from adaptok_cache.book import CacheState
 from adaptok_cache.distances import relative_change
@@ -61,6 +63,17 @@ class FirstBlockCache(StepCache):
     def describe_options(self) -> dict[str, object]:
         """Return the threshold."""
         return {"threshold": self.threshold}
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return the threshold, which may be assigned at any time (see `adaptok.save`)."""
+        return {"threshold": self.threshold}
+
+    def apply_settings(self, settings: Mapping[str, Any]) -> None:
+        """Run with another threshold, and begin all runs anew."""
+        (threshold,) = read_setting(self.name, settings, ("threshold",))
+        check_threshold(self.name, threshold)
+        self.threshold = threshold
+        self.forget()
 
     def check_blocks(self, inner: BlockRange) -> None:
         """Raise a `StackError` if there is one block only."""

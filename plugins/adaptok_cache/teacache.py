@@ -129,19 +129,23 @@ class TeaCache(StepCache):
         return fit_steps(chosen, held_out, wanted)
 
     def read_settings(self) -> dict[str, Any]:
-        """Return coefficients and signal."""
-        return {"coefficients": list(self.coefficients), "signal": self.signal}
+        """Return coefficients, signal and threshold."""
+        fitted = {"coefficients": list(self.coefficients), "signal": self.signal}
+        return {**fitted, "threshold": self.threshold}
 
     def apply_settings(self, settings: Mapping[str, Any]) -> None:
-        """Run with other coefficients, and begin all runs anew."""
-        coefficients, signal = read_setting(self.name, settings, ("coefficients", "signal"))
+        """Run with other coefficients, and begin all runs anew; a fit leaves the threshold."""
+        given = {"threshold": self.threshold, **settings}
+        names = ("coefficients", "signal", "threshold")
+        coefficients, signal, threshold = read_setting(self.name, given, names)
+        check_threshold(self.name, threshold)
         if signal != self.signal:
             raise ConfigError(
                 f"the polynomial was fitted to signal={signal!r}, and this {self.name!r} has "
                 f"signal={self.signal!r}"
             )
         self.check_coefficients(coefficients)
-        self.coefficients = tuple(coefficients)
+        self.coefficients, self.threshold = tuple(coefficients), threshold
         self.forget()
 
     def judge(

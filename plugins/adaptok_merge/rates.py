@@ -82,27 +82,32 @@ def list_rates(r: int | Sequence[int | float], steps: int) -> tuple[int, ...]:
     return tuple(int(rate) for rate in r)
 
 
-def limit_rate(r: int, m: int, n: int) -> int:
+def limit_rate(r: int, m: int) -> int:
     """Return how many of `m` tokens merge in one round: `r`, or half of them.
 
     Args:
         r: how many are wanted.
         m: how many tokens there are.
-        n: how many there were in front of the first block.
-
-    Raises:
-        BudgetError: so many could not merge at any block.
 
     Example:
-        >>> limit_rate(13, 196, 196), limit_rate(13, 20, 196)
+        >>> limit_rate(13, 196), limit_rate(13, 20)
         (13, 10)
+    """
+    return r if r <= m // 2 else m // 2  # noqa: FURB136 - lengths of a graph stay linear in r
+
+
+def check_rate(r: int, n: int) -> None:
+    """Raise a `BudgetError` if so many could not merge at any block.
+
+    Args:
+        r: how many are wanted.
+        n: tokens of the grid.
     """
     if r > n:
         raise BudgetError(
             f"r={int(r)} is more than the {n} tokens of the grid: give at most {n // 2}, since one "
             "block merges at most half of its tokens"
         )
-    return r if r <= m // 2 else m // 2  # noqa: FURB136 - lengths of a graph stay linear in r
 
 
 def count_left(rates: Sequence[int], n: int) -> int:
@@ -118,7 +123,7 @@ def count_left(rates: Sequence[int], n: int) -> int:
     """
     m = n
     for r in rates:
-        m -= limit_rate(r, m, n)
+        m -= limit_rate(r, m)
     return m
 
 

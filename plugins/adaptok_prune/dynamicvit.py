@@ -76,6 +76,10 @@ class DynamicViT(PlacedStage):
         self.predictors = nn.ModuleList(KeepPredictor(width) for _ in range(count))
         self.masks: list[Tensor] | None = None  # the caller's, inside `collect_masks`
 
+    def describe(self) -> dict[str, str]:
+        """Return the rate and the budget in words."""
+        return {**super().describe(), "base_rate": f"{self.base_rate:g}"}
+
     def extra_repr(self) -> str:
         """Show the options."""
         return f"blocks={self.blocks}, base_rate={self.base_rate:g}"

@@ -1,14 +1,15 @@
 """EViT: tokens that the class token does not look at are dropped, or fused into one."""
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from adaptok import BlockCall, BlockRange, Moment, Reduction, Site
+from adaptok.calibrated import read_setting
 from adaptok.errors import ConfigError, StackError
 from adaptok.reductions import Restore
 from adaptok_prune.placed_stage import PlacedStage
@@ -80,6 +81,19 @@ class EViT(PlacedStage):
         if not 0.0 < rate <= 1.0:
             raise ConfigError(f"keep_rate is a share in (0, 1], got {rate:g}")
         self.rate = rate
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return the rate, which may change while a model learns (see `adaptok.save`)."""
+        return {"keep_rate": self.keep_rate}
+
+    def apply_settings(self, settings: Mapping[str, Any]) -> None:
+        """Keep another share."""
+        (self.keep_rate,) = read_setting(self.name, settings, ("keep_rate",))
+
+    def describe(self) -> dict[str, str]:
+        """Return the rate, what becomes of the others, and the budget in words."""
+        own = {"keep_rate": f"{self.keep_rate:g}", "fuse": str(self.fuse)}
+        return {**super().describe(), **own}
 
     def extra_repr(self) -> str:
         """Show the options."""
