@@ -5,7 +5,6 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -31,7 +30,8 @@ Answer = tuple[Tensor, ...]  # each has the batch as its first axis
 Variation = Literal["none", "seeded", "state", "elsewhere", "unknown"]
 
 GRID = (4, 6)
-ODD_GRIDS: tuple[Grid, ...] = ((1, 7), (7, 1), (1, 1), (2, 2), (5, 3))
+# the last one is larger than all others
+ODD_GRIDS: tuple[Grid, ...] = ((1, 7), (7, 1), (1, 1), (2, 2), (5, 3), (7, 9))
 HALF = Budget(keep=0.5)
 ROUNDING = 1e-5  # relative: other batch sizes and graphs sum in another order
 
@@ -148,9 +148,9 @@ class PartCase(ABC):
         fresh = self.answer_seeded(twin, tokens, seed=1)
         return "state" if is_same(fresh, first) else "elsewhere"
 
-    def make_host(self) -> nn.Module:
+    def make_host(self, depth: int = DEPTH) -> nn.Module:
         """Return a small host of the right width."""
-        return make_vit(width=self.width)
+        return make_vit(depth, width=self.width)
 
     def attach(self, model: nn.Module, part: nn.Module, budget: Budget = HALF) -> nn.Module:
         """Wrap a host with the part in it, unproven."""
@@ -243,18 +243,6 @@ def make_call(tokens: Tokens) -> BlockCall:
         timestep=torch.linspace(900.0, 100.0, x.shape[0], device=x.device),
         has_class=True,
     )
-
-
-def mix_tokens(call: BlockCall, first: int, last: int) -> BlockCall:
-    """Stand for blocks that mix the tokens of a sample, without weights."""
-    for _ in range(first, last):
-        mean = call.x.mean(1, keepdim=True)
-        text = call.streams["text"]
-        call = replace(
-            call.with_x(call.x + torch.tanh(0.5 * call.x + mean)),
-            streams={"text": None if text is None else text + 0.1 * mean},
-        )
-    return call
 
 
 def take_sample(tokens: Tokens, sample: int) -> Tokens:

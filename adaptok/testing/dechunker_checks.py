@@ -96,6 +96,16 @@ def change_first(chunks: Tokens) -> Tokens:
     return chunks.with_x(chunks.x + change)
 
 
+def change_others(chunks: Tokens, sample: int) -> Tokens:
+    """Change every token of a batch but those of one sample."""
+    change = torch.ones_like(chunks.x)
+    if chunks.ptr is None:
+        change[sample] = 0.0
+    else:
+        change[chunks.ptr[sample] : chunks.ptr[sample + 1]] = 0.0
+    return chunks.with_x(chunks.x + change)
+
+
 def check_answer(case: DechunkerCase) -> None:
     """It answers with one finite token per cell, from dense and from packed tokens."""
     part = case.make_filled()
@@ -172,18 +182,31 @@ def check_extremes(case: DechunkerCase) -> None:
 
 
 def check_pruned(case: DechunkerCase) -> None:
-    """Cells that no token stands for (-1 in the plan) get finite features."""
+    """Cells that no token stands for (-1 in the plan) get finite features, of their own sample."""
     part = case.make_filled()
     tokens = make_tokens(width=case.width)
     for said, chunks, plan in case.chunk(tokens, HALF):
         token = torch.where(plan.keep_mask, plan.provenance.token, -1)
         pruned = replace(plan, provenance=Provenance(token))
+        changed = change_tokens(chunks)
         with torch.no_grad():
-            x = part(change_tokens(chunks), pruned, tokens).x
+            x = part(changed, pruned, tokens).x
         require(
             x.shape == tokens.x.shape and bool(x.isfinite().all()),
             f"{said}: cells without a token make the answer wrong",
         )
+        for sample in range(tokens.num_samples):
+            with torch.no_grad():
+                other = part(change_others(changed, sample), pruned, tokens).x
+            moved = (other - x)[sample][~plan.keep_mask[sample]].abs().amax(-1)
+            wrong = int((moved > ROUNDING * float(x.abs().max())).sum())
+            require(
+                not wrong,
+                f"{said}: {wrong} of {moved.numel()} cells of sample {sample} that no token stands "
+                "for change with the tokens of other samples: -1 in plan.sources is no row, and "
+                "as an index it reads the last one of the batch; adaptok.chunking.spread_tokens "
+                "puts zeros there",
+            )
 
 
 def check_gradient(case: DechunkerCase) -> None:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from adaptok.budgets import Budget
 from adaptok.calls import BlockCall
-from adaptok.stages import BlockRange
 from adaptok.testing.cases import (
     HALF,
     PartCase,
@@ -20,6 +19,7 @@ from adaptok.testing.cases import (
 )
 from adaptok.testing.models import DEPTH
 from adaptok.testing.report import require
+from adaptok.testing.toy_blocks import make_range
 from adaptok.wrapping import unwrap
 
 NEW_KEYS = ".adaptok."
@@ -137,8 +137,7 @@ def check_prefix(case: PartCase) -> None:
         return call
 
     with torch.no_grad():
-        inner = BlockRange(change_nothing, 0, DEPTH, forms=(keep_tokens,) * DEPTH)
-        after = stage(inner, call)
+        after = stage(make_range(stage, change_nothing, (keep_tokens,) * DEPTH), call)
     require(
         all(torch.equal(rest, expected) for rest in seen),
         "the blocks got other tokens in front of or behind the grid than came",

@@ -26,7 +26,7 @@ from adaptok.testing.cases import (
     take_sample,
 )
 from adaptok.testing.models import fill_weights
-from adaptok.testing.report import NotRun, require
+from adaptok.testing.report import ConformanceError, NotRun, require
 from adaptok.tokens import Tokens
 
 VARIES = {
@@ -54,11 +54,16 @@ def require_shapes(answer: Answer, tokens: Tokens, what: str) -> None:
 
 
 def check_odd_grids(case: PartCase) -> None:
-    """Grids of one row, one column, one cell and odd lengths work."""
+    """Grids of one row, one column, one cell, odd lengths and many cells work."""
     part = case.make_filled()
     for grid in ODD_GRIDS:
         tokens = make_tokens(grid, width=case.width)
-        require_shapes(case.answer_seeded(part, tokens), tokens, f"on a grid {grid}")
+        try:
+            answer = case.answer_seeded(part, tokens)
+        except Exception as error:  # the message of others seldom says on which grid
+            said = f"{type(error).__name__}: {error}"
+            raise ConformanceError(f"on a grid {grid} it fails: {said:.200}") from error
+        require_shapes(answer, tokens, f"on a grid {grid}")
 
 
 def check_constant(case: PartCase) -> None:

@@ -1,10 +1,11 @@
 """Checks of routers."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adaptok.budgets import Budget
 from adaptok.chunk_stage import ChunkStage
@@ -12,12 +13,22 @@ from adaptok.dc.host import HostChunker
 from adaptok.registry import Kind
 from adaptok.routing import Context, Router, Routing
 from adaptok.stages import Stage
-from adaptok.testing.cases import HALF, Answer, PartCase, PartSpec, make_tokens
+from adaptok.testing.cases import (
+    HALF,
+    ROUNDING,
+    Answer,
+    PartCase,
+    PartSpec,
+    copy_part,
+    make_tokens,
+    require_close,
+    take_sample,
+)
 from adaptok.testing.host_checks import HOST_CHECKS
 from adaptok.testing.models import WIDTH
 from adaptok.testing.module_checks import MODULE_CHECKS
 from adaptok.testing.partners import OwnFeatures
-from adaptok.testing.report import NotRun, Report, require, run_checks
+from adaptok.testing.report import ConformanceError, NotRun, Report, require, run_checks
 from adaptok.tokens import Tokens
 
 
@@ -61,6 +72,54 @@ def check_range(case: RouterCase) -> None:
     )
 
 
+def fill_contexts(b: int, width: int) -> Iterator[tuple[str, Context]]:
+    """Give contexts as diffusion hosts fill them, and what is in them in words."""
+    waves = torch.arange(b * width, dtype=torch.float32).view(b, width).sin()
+    for low, high in ((100.0, 900.0), (0.1, 0.9)):
+        steps = torch.linspace(high, low, b)
+        kinds = (steps, steps.long()) if low >= 1 else (steps,)
+        for step in kinds:
+            said = f"with a condition and timesteps of {high:g} to {low:g} ({step.dtype})"
+            yield said, Context(2.0 * waves, step, branch="cond", request="kit")
+
+
+def check_context(case: RouterCase) -> None:
+    """With a condition and a diffusion step for each sample it answers as well as without."""
+    tokens = make_tokens(width=case.width)
+    part = case.make_filled()
+    draws = case.find_variation() != "none"
+    for said, context in fill_contexts(tokens.num_samples, case.width):
+        together = ask(part, tokens, context, said)
+        for sample in () if draws else range(tokens.num_samples):
+            assert context.condition is not None and context.timestep is not None  # noqa: PT018
+            own = replace(
+                context,
+                condition=context.condition[sample : sample + 1],
+                timestep=context.timestep[sample : sample + 1],
+            )
+            alone = ask(part, take_sample(tokens, sample), own, said)
+            problem = f"{said}, sample {sample} has another answer beside others than alone"
+            require_close((together[sample : sample + 1],), (alone,), ROUNDING, problem)
+
+
+def ask(part: nn.Module, tokens: Tokens, context: Context, said: str) -> Tensor:
+    """Return the probabilities of a router in a context; what is wrong with them is an error."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            # a copy, so that nothing is kept from call to call
+            prob: Tensor = copy_part(part)(tokens, context).keep_prob
+    except Exception as error:  # the message of others seldom says that a step came
+        text = f"{type(error).__name__}: {error}"
+        raise ConformanceError(f"{said} it fails: {text:.200}") from error
+    shape, needed = tuple(prob.shape), tuple(tokens.x.shape[:2])
+    require(shape == needed, f"{said} probabilities have the shape {shape}, not {needed}")
+    require(bool(prob.isfinite().all()), f"{said} a probability is no finite number")
+    low, high = prob.min(), prob.max()
+    require(low >= 0 and high <= 1, f"{said} probabilities go from {low:g} to {high:g}")
+    return prob
+
+
 def check_starts_full(case: RouterCase) -> None:
     """A router that says `starts_full` keeps every cell while it is fresh."""
     part = case.make()
@@ -98,6 +157,7 @@ def require_gradients(part: nn.Module) -> None:
 ROUTER_CHECKS = (
     check_shape,
     check_range,
+    check_context,
     check_starts_full,
     check_gradient,
     *MODULE_CHECKS,

@@ -222,10 +222,10 @@ class MarksBlocks(JointBackbone):
 
 
 class HiddenBlocks(JointHost):
-    """Keeps its blocks out of `modules()`, so that nobody sees that they are wrapped."""
+    """Keeps its blocks out of `named_modules()`, so that nobody sees that they are wrapped."""
 
-    def modules(self):
-        return iter([self])
+    def named_modules(self, *args, **kwargs):
+        return iter([("", self)])
 
 
 class EmptyBackbone(JointBackbone):

@@ -181,7 +181,7 @@ class LambdaChunker(HoldsLambda, PlainChunker):
 class HiddenOffset(PlainChunker):
     def __init__(self):
         super().__init__()
-        self.offset = torch.randint(0, 10**9, (24,))
+        self.offset = torch.randint(0, 10**9, (63,))
 
     def forward(self, tokens, routing, budget):
         kept, plan = super().forward(tokens, routing, budget)

@@ -89,6 +89,16 @@ class FollowsPlan(GoodDechunker):
         return torch.where(plan.keep_mask[..., None], x, x + 0.5 * spread)
 
 
+class FollowsBackwards(GoodDechunker):
+    """Reads the row -1 where a cell has no token: the last one of the batch."""
+
+    def rest(self, x, chunks, plan, before):
+        h = chunks.x if chunks.is_packed else rearrange(chunks.x, "b m d -> (b m) d")
+        update = h - rearrange(before.x, "b n d -> (b n) d")[plan.rows]
+        spread = update[plan.sources].view_as(x)
+        return torch.where(plan.keep_mask[..., None], x, x + 0.5 * spread)
+
+
 class NoGradient(GoodDechunker):
     def forward(self, chunks, plan, before):
         return super().forward(chunks.with_x(chunks.x.detach()), plan, before)
@@ -220,4 +230,5 @@ TWINS = {
     "keys": Twin(BareGain),
     "unwrap": Twin(PatchingDechunker),
 }
+MORE = {"pruned": Twin(FollowsBackwards)}
 GOOD = (GoodDechunker,)

@@ -37,6 +37,52 @@ class NoRouting(GoodRouter):
         return SimpleNamespace(keep_prob=super().forward(tokens, context).keep_prob)
 
 
+class OverOne(GoodRouter):
+    """Leaves [0, 1] with the steps that pipelines give."""
+
+    def forward(self, tokens, context):
+        prob = super().forward(tokens, context).keep_prob
+        if context.timestep is not None:
+            prob = prob * context.timestep[:, None]
+        return Routing(prob)
+
+
+class ScalesSteps(GoodRouter):
+    """Takes the largest step of the batch for a sample's own."""
+
+    def forward(self, tokens, context):
+        score = self.judge(tokens.x)
+        if context.timestep is not None:
+            score = score + context.timestep[:, None] / context.timestep.max()
+        return Routing(score.sigmoid())
+
+
+class NoSteps(GoodRouter):
+    def forward(self, tokens, context):
+        if context.timestep is not None:
+            raise ZeroDivisionError
+        return super().forward(tokens, context)
+
+
+class ReadsFirstCondition(GoodRouter):
+    def forward(self, tokens, context):
+        score = self.judge(tokens.x)
+        if context.condition is not None:
+            score = score + context.condition[0].mean()
+        return Routing(score.sigmoid())
+
+
+class ManyCells(GoodRouter):
+    """Has one number for each cell of the grids that it was tried on."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.register_buffer("weight", torch.linspace(0.5, 1.0, 24))
+
+    def judge(self, x):
+        return super().judge(x) * self.weight[: x.shape[1]]
+
+
 class AllAlike(GoodRouter):
     def judge(self, x):
         return super().judge(x.cumsum(1)).mean(1, keepdim=True).expand(-1, x.shape[1])
@@ -159,12 +205,13 @@ IN_HOST = frozenset({"identity", "unwrap"})
 TWINS = {
     "shape": Twin(NoRouting, IN_HOST),
     "range": Twin(AllAlike),
+    "context": Twin(OverOne),
     "starts_full": Twin(StartsFull),
     "gradient": Twin(NoGradient),
     "odd_grids": Twin(NoLines),
     "constant": Twin(NoFlatImages),
     "inputs": Twin(WorksInPlace),
-    "batch": Twin(MixesSamples),
+    "batch": Twin(MixesSamples, frozenset({"context"})),
     "seed": Twin(SeedsEverybody),
     "half": Twin(Float32Only),
     "autocast": Twin(NoAutocast),
@@ -179,4 +226,8 @@ TWINS = {
     "unwrap": Twin(PatchingRouter, frozenset({"identity"})),
 }
 GOOD = (GoodRouter,)
-MORE = {"options": Twin({"name": "forgetful-router", "scale": 2.0})}
+MORE = {
+    "options": Twin({"name": "forgetful-router", "scale": 2.0}),
+    "odd_grids": Twin(ManyCells),
+    "context": Twin(ScalesSteps),
+}

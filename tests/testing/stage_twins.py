@@ -13,7 +13,7 @@ from testing.twins import (
     not_a_number_if_alike,
 )
 
-from adaptok import Budget, Effects
+from adaptok import Budget, Effects, ReduceStage, Reduction, Site, Stage
 from adaptok.chunk_stage import ChunkStage
 from adaptok.dc.host import HostChunker, HostDechunker, HostRouter
 
@@ -48,6 +48,114 @@ class TellsNobody(GoodStage):
         return replace(
             super().forward(inner, replace(call, observers=())), observers=call.observers
         )
+
+
+class Lowest(ReduceStage):
+    """Drops tokens in front of the middle block, as in docs/write-a-plugin.md."""
+
+    drops = True
+
+    def __init__(self):
+        super().__init__("lowest")
+
+    def find_sites(self, inner):
+        return [Site((inner.first + inner.last) // 2)]
+
+    def reduce(self, moment):
+        counts = moment.counts or (moment.x.shape[1],) * moment.x.shape[0]
+        rank = moment.x.norm(dim=-1).argsort(dim=1, descending=True).argsort(dim=1)
+        keep = rank < torch.tensor(counts)[:, None]
+        owner = torch.where(keep, keep.cumsum(1) - 1, -1)
+        places = (~keep).long().argsort(dim=1, stable=True)[:, : max(counts)]
+        return Reduction(places, owner, lengths=counts)
+
+
+class KeepsAllIfUneven(GoodStage):
+    def choose_budget(self, call):
+        budget = super().choose_budget(call)
+        return budget if budget.is_uniform else Budget(keep=1.0)
+
+
+class ByKeys(Lowest):
+    """Ranks by keys, between attention and MLP, and lets the class token speak, too."""
+
+    reads_keys = True
+    reads_class_attention = True
+
+    def find_sites(self, inner):
+        if not inner.can_split:
+            raise ZeroDivisionError
+        return [Site(inner.first, "between")]
+
+    def biases_keys(self, sites, block):
+        return block > sites[0].block
+
+    def bias_keys(self, moment):
+        return moment.sizes.log()
+
+    def reduce(self, moment):
+        assert moment.keys.ndim == 4
+        assert moment.class_attention.shape[-1] == moment.x.shape[1]
+        return super().reduce(moment)
+
+
+class WrongBias(ByKeys):
+    def bias_keys(self, moment):
+        return moment.sizes.log()[:, None, None]
+
+
+class Plain(Stage):
+    """Runs the blocks one after the other."""
+
+    effects = Effects("depth", compilable=True)
+
+    def go_on(self, after, call):
+        """What the next block gets."""
+        return after
+
+    def forward(self, inner, call):
+        after = call
+        for block in range(inner.first, inner.last):
+            after = self.go_on(inner.run(after, block, block + 1), call)
+        return after
+
+
+class NeverFewer(Plain):
+    effects = Effects("tokens", changes_count=True)
+
+
+class EndsFull(GoodStage):
+    """Its last block gets all tokens again."""
+
+    def forward(self, inner, call):
+        after = super().forward(replace(inner, last=inner.last - 1), call)
+        return inner.run(after, inner.last - 1, inner.last)
+
+
+class ForgetsText(Plain):
+    def go_on(self, after, call):
+        return replace(after, streams=call.streams)
+
+
+class FirstInputs(Plain):
+    """Gives every sample the inputs of the first one."""
+
+    names = ("sample_inputs",)
+
+    def forward(self, inner, call):
+        alike = {}
+        if "sample_inputs" in self.names:
+            alike["sample_inputs"] = {
+                name: x[:1].expand_as(x) for name, x in call.sample_inputs.items()
+            }
+        if "condition" in self.names and call.condition is not None:
+            alike["condition"] = call.condition[:1].expand_as(call.condition)
+        after = super().forward(inner, replace(call, **alike))
+        return replace(after, sample_inputs=call.sample_inputs, condition=call.condition)
+
+
+class FirstCondition(FirstInputs):
+    names = ("condition",)
 
 
 class CutsText(TextStage):
@@ -200,26 +308,27 @@ class PatchingStage(PatchesTimm, GoodStage):
 
 
 NAMES = {"shy-stage": ShyStage}
+TEXT = frozenset({"identity"})  # what happens to text, too, with every cell kept
 
 TWINS = {
     "effects": Twin(HidesFewer),
-    "count": Twin(CutsText),
+    "count": Twin(CutsText, TEXT),
     "call": Twin(LosesArguments),
     "budgets": Twin(OneTooMany),
     "extremes": Twin(NeedsTwoTokens, frozenset({"count", "budgets", "odd_grids"})),
-    "inputs": Twin(WorksInPlace),
+    "inputs": Twin(WorksInPlace, TEXT),
     "gradient": Twin(NoGradient),
     "checkpointing": Twin(NoCheckpoints),
-    "prefix": Twin(TouchesOthers),
+    "prefix": Twin(TouchesOthers, TEXT),
     "odd_grids": Twin(NoLines, frozenset({"extremes"})),
     "constant": Twin(NoFlatImages),
-    "batch": Twin(MixesSamples),
+    "batch": Twin(MixesSamples, TEXT),
     "seed": Twin(SeedsEverybody),
     "half": Twin(Float32Only),
     "autocast": Twin(NoAutocast),
     "deepcopy": Twin(SharedStage),
     "pickle": Twin(LambdaStage),
-    "state_dict": Twin(HiddenScale),
+    "state_dict": Twin(HiddenScale, TEXT),
     "stateless": Twin(RemembersCall),
     "compile": Twin(AsksTheDevice),
     "options": Twin("shy-stage"),
@@ -227,5 +336,11 @@ TWINS = {
     "keys": Twin(BareStage, frozenset({"gradient"})),
     "unwrap": Twin(MarksBlocks),
 }
-MORE = {"effects": Twin(TellsNobody), "unwrap": Twin(PatchingStage)}
-GOOD = (GoodStage, TextStage)
+MORE = {
+    "effects": Twin(TellsNobody),
+    "budgets": Twin(KeepsAllIfUneven),
+    "identity": Twin(ForgetsText),
+    "batch": Twin(FirstInputs),
+    "unwrap": Twin(PatchingStage),
+}
+GOOD = (GoodStage, TextStage, Lowest, ByKeys)
