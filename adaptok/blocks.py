@@ -78,7 +78,7 @@ class AdaptiveBlocks(Regional, BlockContainer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to contexts that are open now: a copy is in none of them."""
-        return self.__dict__ | {"observers": (), "request": None, "plain": False}
+        return super().__getstate__() | {"observers": (), "request": None, "plain": False}
 
     @property
     def stages(self) -> list[Stage]:
