@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -12,7 +12,16 @@ from torch import Tensor
 from adaptok.errors import BudgetError
 from adaptok.routing import Routing
 
-Amount = float | Sequence[float] | Tensor
+
+@runtime_checkable
+class NumberArray(Protocol):
+    """Numbers of another library, one per sample, such as an array of NumPy."""
+
+    def tolist(self) -> Any:  # noqa: ANN401
+        """Return the numbers."""
+
+
+Amount = float | Sequence[float] | Tensor | NumberArray
 AMOUNTS = ("keep", "tokens", "drop")
 
 
@@ -257,7 +266,7 @@ def listed(amount: Amount | None) -> list[float]:
         if not amount:
             raise BudgetError("a budget per sample needs at least one number, got none")
         return list(amount)
-    return [amount]
+    return [amount]  # type: ignore[list-item]  # arrays have become tensors
 
 
 def spread_amount(amount: Amount, b: int, device: torch.device) -> Float[Tensor, " b"]:
