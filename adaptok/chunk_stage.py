@@ -157,7 +157,7 @@ def run_chunks(
         after = inner(call.take(plan.cells, chunks.x))  # a batch of any size is one graph
         return after.cell_x, (after.rest_x, dict(after.streams))
     if not chunks.is_packed:
-        groups = split_batch(inner, plan.cells, call.num_cells)
+        groups = split_by_cells(plan.cells)
         parts = []
         for samples in groups:
             index = select(samples, call)
@@ -224,16 +224,13 @@ def runs_together(inner: BlockRange, cells: Tensor, num_cells: int) -> bool:
     return inner.positions_per_sample or b == 1 or m == num_cells
 
 
-def split_batch(inner: BlockRange, cells: Tensor, num_cells: int) -> Sequence[Sequence[int]]:
-    """Return which samples run together when all of them keep the same count.
+def split_by_cells(cells: Tensor) -> Sequence[Sequence[int]]:
+    """Return which samples run together where positions have no batch axis: those of equal cells.
 
-    Where the host's positions have no batch axis, only samples that keep the same cells do.
+    A graph runs each sample by itself, since it cannot look.
     """
-    b = cells.shape[0]
-    if runs_together(inner, cells, num_cells):
-        return [list(range(b))]
     if torch.compiler.is_compiling():
-        return [[sample] for sample in range(b)]
+        return [[sample] for sample in range(cells.shape[0])]
     by_cells: dict[tuple[int, ...], list[int]] = {}
     for sample, kept in enumerate(cells.tolist()):
         by_cells.setdefault(tuple(kept), []).append(sample)
